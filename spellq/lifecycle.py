@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 
 from spellq.events import Event, EventType, changed
@@ -105,8 +104,9 @@ class Lose(Struct, frozen=True):
 
 
 class Find(Struct, frozen=True):
-    """The run's agent is heard again."""
+    """The run's agent is heard again, perhaps as a new incarnation that found the run's helper."""
 
+    attempt: int
     agent: str
 
 
@@ -387,13 +387,16 @@ def _lose(moves: _Moves, command: Lose) -> None:
 
 def _find(moves: _Moves, command: Find) -> None:
     run = moves.run
-    if run.agent != command.agent or run.lost_at is None:
+    _same_attempt(moves, command.attempt)
+    if run.is_final:
+        raise Refused(run, f"run {run.id} is {run.status}")
+    if run.agent == command.agent and run.lost_at is None:
         return
     timeout = run.spec.timeout_minutes
     due = None
     if run.status is Status.RUNNING and timeout and run.started_at:
         due = run.started_at + timedelta(minutes=timeout)
-    moves.add(EventType.RUN_FOUND, lost_at=None, due_at=due)
+    moves.add(EventType.RUN_FOUND, agent=command.agent, lost_at=None, due_at=due)
 
 
 def _expire(moves: _Moves, command: Expire) -> None:

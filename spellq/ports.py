@@ -37,6 +37,9 @@ class Clock(Protocol):
     def now(self) -> datetime:
         """The wall clock, in UTC."""
 
+    def monotonic(self) -> float:
+        """Seconds from some moment on; never goes back."""
+
     def fresh_id(self) -> str:
         """A string never given before, 128 random bits in hex."""
 
@@ -114,6 +117,9 @@ class RunStore(Protocol):
 
     async def due(self, now: datetime) -> tuple[list[int], datetime | None]:
         """The runs whose deadline has come (at most 1,000), and the earliest deadline after."""
+
+    async def owners(self) -> list[str]:
+        """The agents that own a run which is not final."""
 
     async def create_workflow(self, workflow: Workflow) -> None:
         """Write the workflow if it is absent."""
@@ -239,9 +245,10 @@ class Bus(Protocol):
         """Queue the tickets; returns once the queue owns them."""
 
     def consume(self, queue: str) -> AbstractAsyncContextManager[TicketSource]:
-        """Take part in a queue. On leaving, an unacknowledged delivery can still be acknowledged.
+        """Take part in a queue: its tickets go to whichever consumer is free, oldest first.
 
-        Tickets of one queue go to whichever consumer is free, oldest first.
+        Left in good order, an unacknowledged delivery can still be acknowledged; left by an error
+        or cancelled, it is offered again.
         """
 
     def listen(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Committed]]]:

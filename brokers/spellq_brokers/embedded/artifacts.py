@@ -1,0 +1,128 @@
+"""Artifacts on disk: each content once, in a read-only file named by its SHA-256."""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from anyio import to_thread
+
+_PIECE: Final = 1024 * 1024
+
+
+class DiskArtifacts:
+    """Implements `spellq.ports.ArtifactStore` in `folder`.
+
+    A content is written to a temporary name, synced, and renamed: what is there under its name is
+    whole and was verified.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._incoming = folder / "incoming"
+        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left_over in self._incoming.iterdir():
+            left_over.unlink()
+        self._taken = 0
+
+    async def missing(self, hashes: Sequence[str]) -> list[str]:
+        return await to_thread.run_sync(
+            lambda: [sha256 for sha256 in hashes if not self._path(sha256).exists()]
+        )
+
+    async def put(self, sha256: str, content: AsyncIterator[bytes]) -> int:
+        temporary = self._temporary()
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            with await to_thread.run_sync(lambda: temporary.open("xb", buffering=0)) as file:
+                async for piece in content:
+                    digest.update(piece)
+                    size += len(piece)
+                    await to_thread.run_sync(_write, file.fileno(), piece)
+            if digest.hexdigest() != sha256:
+                raise ValueError(f"the content's SHA-256 is {digest.hexdigest()}, not {sha256}")
+            await to_thread.run_sync(self._place, temporary, sha256)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return size
+
+    async def put_bytes(self, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        if not self._path(sha256).exists():
+            await to_thread.run_sync(self._write_whole, data, sha256)
+        return sha256
+
+    async def adopt(self, path: Path) -> tuple[str, int]:
+        return await to_thread.run_sync(self._adopt, path)
+
+    async def get_bytes(self, sha256: str) -> bytes:
+        path = await self.local_path(sha256)
+        return await to_thread.run_sync(path.read_bytes)
+
+    async def open(self, sha256: str) -> AsyncIterator[bytes]:
+        file = (await self.local_path(sha256)).open("rb", buffering=0)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            with file:
+                while piece := await to_thread.run_sync(file.read, _PIECE):
+                    yield piece
+
+        return pieces()
+
+    async def local_path(self, sha256: str) -> Path:
+        path = self._path(sha256)
+        if not path.exists():
+            raise KeyError(sha256)
+        return path
+
+    def _path(self, sha256: str) -> Path:
+        return self._folder / sha256[:2] / sha256
+
+    def _temporary(self) -> Path:
+        self._taken += 1
+        return self._incoming / f"{os.getpid()}-{self._taken}"
+
+    def _write_whole(self, data: bytes, sha256: str) -> None:
+        temporary = self._temporary()
+        with temporary.open("xb", buffering=0) as file:
+            _write(file.fileno(), data)
+        self._place(temporary, sha256)
+
+    def _adopt(self, path: Path) -> tuple[str, int]:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = os.fstat(file.fileno()).st_size
+        if self._path(sha256).exists():
+            path.unlink()
+            return sha256, size
+        try:
+            self._place(path, sha256)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            temporary = self._temporary()
+            shutil.copyfile(path, temporary)
+            self._place(temporary, sha256)
+            path.unlink()
+        return sha256, size
+
+    def _place(self, temporary: Path, sha256: str) -> None:
+        path = self._path(sha256)
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fchmod(descriptor, 0o444)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.rename(path)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]

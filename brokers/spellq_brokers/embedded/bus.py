@@ -1,0 +1,190 @@
+"""The bus inside one process: queues of tickets, listeners, hints."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, Generic, TypeVar
+
+from spellq.ports import Committed, Ticket, TicketSource
+
+T = TypeVar("T")
+
+_BACKLOG: Final = 100_000
+
+
+class InProcessBus:
+    """Implements `spellq.ports.Bus`. Nothing is lost, doubled or late but by a listener's backlog.
+
+    A listener that is more than 100,000 messages behind misses the oldest.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[str, _Queue] = {}
+        self._listeners: set[_Mailbox[Committed]] = set()
+        self._log_readers: set[_Lengths] = set()
+        self._agents: dict[str, set[asyncio.Event]] = {}
+
+    async def publish(self, committed: Sequence[Committed]) -> None:
+        for listener in self._listeners:
+            listener.put(committed)
+
+    async def offer(self, tickets: Sequence[Ticket]) -> None:
+        for ticket in tickets:
+            self._queue(ticket.queue).put(ticket)
+
+    @asynccontextmanager
+    async def consume(self, queue: str) -> AsyncIterator[TicketSource]:
+        source = _Source(self._queue(queue))
+        try:
+            yield source
+        except BaseException:
+            source.give_back()
+            raise
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[AsyncIterator[Sequence[Committed]]]:
+        mailbox: _Mailbox[Committed] = _Mailbox()
+        self._listeners.add(mailbox)
+        try:
+            yield mailbox.batches()
+        finally:
+            self._listeners.discard(mailbox)
+
+    def log_grew(self, number: int, length: int) -> None:
+        for reader in self._log_readers:
+            reader.put(number, length)
+
+    @asynccontextmanager
+    async def log_lengths(self) -> AsyncIterator[AsyncIterator[tuple[int, int]]]:
+        reader = _Lengths()
+        self._log_readers.add(reader)
+        try:
+            yield reader.items()
+        finally:
+            self._log_readers.discard(reader)
+
+    async def hint(self, agent: str) -> None:
+        for event in self._agents.get(agent, ()):
+            event.set()
+
+    @asynccontextmanager
+    async def hints(self, agent: str) -> AsyncIterator[AsyncIterator[None]]:
+        event = asyncio.Event()
+        self._agents.setdefault(agent, set()).add(event)
+
+        async def items() -> AsyncIterator[None]:
+            while True:
+                await event.wait()
+                event.clear()
+                yield
+
+        try:
+            yield items()
+        finally:
+            self._agents[agent].discard(event)
+
+    def _queue(self, name: str) -> "_Queue":
+        return self._queues.setdefault(name, _Queue())
+
+
+class _Queue:
+    """Tickets in order, and the consumers that wait, the longest first."""
+
+    def __init__(self) -> None:
+        self.tickets: deque[Ticket] = deque()
+        self.waiting: deque[asyncio.Future[Ticket]] = deque()
+
+    def put(self, ticket: Ticket, *, front: bool = False) -> None:
+        while self.waiting:
+            consumer = self.waiting.popleft()
+            if not consumer.done():
+                consumer.set_result(ticket)
+                return
+        if front:
+            self.tickets.appendleft(ticket)
+        else:
+            self.tickets.append(ticket)
+
+
+class _Source:
+    def __init__(self, queue: _Queue) -> None:
+        self._queue = queue
+        self._delivery: _Delivery | None = None
+
+    async def take(self) -> "_Delivery":
+        self._delivery = _Delivery(await self._ticket())
+        return self._delivery
+
+    def give_back(self) -> None:
+        """The consumer failed: what it has not acknowledged goes back to where it was."""
+        if self._delivery is not None and not self._delivery.acknowledged:
+            self._queue.put(self._delivery.ticket, front=True)
+
+    async def _ticket(self) -> Ticket:
+        if self._queue.tickets:
+            return self._queue.tickets.popleft()
+        future: asyncio.Future[Ticket] = asyncio.get_running_loop().create_future()
+        self._queue.waiting.append(future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self._queue.put(future.result(), front=True)
+            raise
+
+
+class _Delivery:
+    """A ticket in a consumer's hand."""
+
+    def __init__(self, ticket: Ticket) -> None:
+        self._ticket = ticket
+        self.acknowledged = False
+
+    @property
+    def ticket(self) -> Ticket:
+        return self._ticket
+
+    async def ack(self) -> None:
+        self.acknowledged = True
+
+
+class _Mailbox(Generic[T]):
+    """What one listener has not read yet."""
+
+    def __init__(self) -> None:
+        self._items: deque[T] = deque(maxlen=_BACKLOG)
+        self._filled = asyncio.Event()
+
+    def put(self, items: Sequence[T]) -> None:
+        self._items.extend(items)
+        self._filled.set()
+
+    async def batches(self) -> AsyncIterator[Sequence[T]]:
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            batch = tuple(self._items)
+            self._items.clear()
+            if batch:
+                yield batch
+
+
+class _Lengths:
+    """The newest length of each log that grew since the reader looked."""
+
+    def __init__(self) -> None:
+        self._lengths: dict[int, int] = {}
+        self._filled = asyncio.Event()
+
+    def put(self, number: int, length: int) -> None:
+        self._lengths[number] = length
+        self._filled.set()
+
+    async def items(self) -> AsyncIterator[tuple[int, int]]:
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            lengths, self._lengths = self._lengths, {}
+            for item in lengths.items():
+                yield item

@@ -1,0 +1,472 @@
+"""The store of an embedded installation: SQLite for state and events, files for logs."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from spellq.events import Cursor, Event, Logged
+from spellq.lifecycle import Command, Step, create, transitions
+from spellq.logs import LogEntry
+from spellq.ports import (
+    AgentInfo,
+    Clock,
+    Committed,
+    NewRun,
+    RunQuery,
+    Token,
+    UnknownRun,
+)
+from spellq.runs import Run, RunSpec, Workflow
+from spellq_brokers.embedded.entrylog import EntryLog, FileEntryLog, MemoryEntryLog
+from spellq_brokers.embedded.outbox import MemoryOutbox
+from spellq_brokers.embedded.schema import connector
+from spellq_brokers.embedded.writer import InlineWriter, ThreadWriter, Transaction, Writer
+
+T = TypeVar("T")
+
+_REMEMBERED_SECONDS: Final = 24 * 3600.0
+_EVENTS_KEPT_SECONDS: Final = 90 * 24 * 3600.0
+_ENDED_IN_MEMORY: Final = 4096
+_BLANK: Final = RunSpec(command="")
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode_run = msgspec.msgpack.Decoder(Run).decode
+_decode_spec = msgspec.msgpack.Decoder(RunSpec).decode
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+_decode_lines = msgspec.msgpack.Decoder(list[LogEntry]).decode
+_decode_workflow = msgspec.msgpack.Decoder(Workflow).decode
+_decode_token = msgspec.msgpack.Decoder(Token).decode
+
+
+class SqliteStore:
+    """Implements `spellq.ports.Store` for one process.
+
+    Leases and the outbox live in memory: whoever would miss what they hold dies with this process.
+    """
+
+    def __init__(self, writer: Writer, clock: Clock, log: EntryLog | None = None) -> None:
+        self._writer = writer
+        self._clock = clock
+        self._log = log or MemoryEntryLog()
+        self._live: dict[int, Run] = {}
+        self._ended: OrderedDict[int, Run] = OrderedDict()
+        self._pending: dict[int, Run] = {}
+        self._last_event = 0
+        self._outbox = MemoryOutbox(clock)
+        self._leases: dict[str, tuple[AgentInfo, float]] = {}
+        self._nudges: dict[str, int] = {}
+
+    @classmethod
+    async def open(cls, home: Path, clock: Clock) -> "SqliteStore":
+        """The store kept in the folder `home`, made if there is none yet.
+
+        Raises:
+            WrongSchema: it was written by another version.
+        """
+        connect = connector(home / "state.db")
+        reader = connect()
+        log = FileEntryLog(home / "logs", lambda number: _status_lines(reader, number))
+        writer = ThreadWriter(connect)
+        store = cls(writer, clock, log)
+        writer.on_failure = store._forget
+        await store._start()
+        return store
+
+    @classmethod
+    async def in_memory(cls, clock: Clock) -> "SqliteStore":
+        """A store without threads or files, for a simulated world."""
+        writer = InlineWriter(connector(None))
+        store = cls(writer, clock)
+        writer.on_failure = store._forget
+        await store._start()
+        return store
+
+    async def close(self) -> None:
+        self._writer.close()
+        self._log.close()
+
+    async def _start(self) -> None:
+        def load(connection: Any) -> tuple[int, list[Run]]:
+            (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+            rows = connection.execute("SELECT spec, state FROM runs WHERE live")
+            return last, [_run(*row) for row in rows]
+
+        self._last_event, live = await self._writer.read(load)
+        self._live = {run.id: run for run in live}
+        await self._forget_the_old()
+
+    async def _forget_the_old(self) -> None:
+        now = self._clock.now().timestamp()
+
+        def step(transaction: Transaction) -> Callable[[], None]:
+            transaction.execute("DELETE FROM allotments WHERE at < ?", (now - _REMEMBERED_SECONDS,))
+            transaction.execute(
+                "DELETE FROM events WHERE at < ? AND id < ?",
+                (now - _EVENTS_KEPT_SECONDS, self._last_event),
+            )
+            return lambda: None
+
+        await self._writer.submit(step)
+
+    def _forget(self) -> None:
+        """A group failed: what it had done in memory is undone."""
+        self._pending.clear()
+        self._log.forget()
+
+    # Runs
+
+    async def allot(self, kind: str, count: int, command_id: str) -> tuple[int, ...]:
+        now = self._clock.now().timestamp()
+
+        def step(transaction: Transaction) -> Callable[[], tuple[int, ...]]:
+            row = transaction.execute(
+                "SELECT numbers FROM allotments WHERE command_id = ?", (f"{kind} {command_id}",)
+            ).fetchone()
+            if row is not None:
+                numbers = tuple(msgspec.json.decode(row[0], type=list[int]))
+                return lambda: numbers
+            (last,) = transaction.execute(
+                "INSERT INTO numbers VALUES (?, ?) "
+                "ON CONFLICT (kind) DO UPDATE SET last = last + excluded.last RETURNING last",
+                (kind, count),
+            ).fetchone()
+            numbers = tuple(range(last - count + 1, last + 1))
+            transaction.execute(
+                "INSERT INTO allotments VALUES (?, ?, ?)",
+                (f"{kind} {command_id}", msgspec.json.encode(numbers).decode(), now),
+            )
+            return lambda: numbers
+
+        return await self._writer.submit(step)
+
+    async def create(self, new: Sequence[NewRun]) -> list[Committed]:
+        at = self._clock.now()
+
+        def step(transaction: Transaction) -> Callable[[], list[Committed]]:
+            answers = [self._create(transaction, run, at) for run in new]
+            return lambda: [answer() for answer in answers]
+
+        return await self._writer.submit(step)
+
+    def _create(
+        self, transaction: Transaction, new: NewRun, at: datetime
+    ) -> Callable[[], Committed]:
+        known = self._load(transaction, new.number)
+        if known is not None:
+            return lambda: Committed(known)
+        made = create(new.number, new.owner, new.spec, at, workflow=new.workflow, labels=new.labels)
+        run = made.run
+        transaction.execute(
+            "INSERT INTO runs VALUES (?, ?, ?, 1, ?, ?, NULL, NULL, ?, ?)",
+            (
+                run.id,
+                run.owner,
+                run.status,
+                run.workflow,
+                run.spec.master,
+                _encode(run.spec),
+                _state(run),
+            ),
+        )
+        return self._record(transaction, made, run)
+
+    async def apply(self, number: int, commands: Sequence[Command]) -> Committed:
+        at = self._clock.now()
+
+        def step(transaction: Transaction) -> Callable[[], Committed]:
+            run = self._load(transaction, number)
+            if run is None:
+                raise UnknownRun(number)
+            made = transitions(run, commands, at)
+            if not made.events:
+                return lambda: Committed(made.run)
+            after = made.run
+            transaction.execute(
+                "UPDATE runs SET status = ?, live = ?, agent = ?, due_at = ?, state = ? "
+                "WHERE number = ?",
+                (
+                    after.status,
+                    not after.is_final,
+                    after.agent,
+                    after.due_at.timestamp() if after.due_at else None,
+                    _state(after),
+                    number,
+                ),
+            )
+            return self._record(transaction, made, run)
+
+        return await self._writer.submit(step)
+
+    def _record(self, transaction: Transaction, made: Step, before: Run) -> Callable[[], Committed]:
+        """Write the step's events and lines, and the run to memory once that is durable."""
+        run = made.run
+        lines = _encode(made.lines) if made.lines else None
+        logged: list[Logged] = []
+        for place, event in enumerate(made.events, 1):
+            self._last_event += 1
+            last = place == len(made.events)
+            transaction.execute(
+                "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)",
+                (
+                    self._last_event,
+                    event.run,
+                    event.version,
+                    event.at.timestamp(),
+                    _encode(event),
+                    lines if last else None,
+                ),
+            )
+            logged.append(Logged(str(self._last_event), event))
+        if run.labels != before.labels or (made.events[0].version == 1 and run.labels):
+            transaction.execute("DELETE FROM labels WHERE number = ?", (run.id,))
+            for label in run.labels:
+                transaction.execute("INSERT INTO labels VALUES (?, ?)", (label, run.id))
+        self._pending[run.id] = run
+        length = 0
+
+        def keep() -> None:
+            nonlocal length
+            if made.events[0].version == 1:
+                self._log.created(run.id)
+            length = self._append_status_lines(run.id, made.lines)
+            self._keep(run)
+
+        transaction.after_commit(keep)
+        return lambda: self._outbox.add(Committed(run, tuple(logged), length))
+
+    def _append_status_lines(self, number: int, lines: Sequence[LogEntry]) -> int:
+        try:
+            return self._log.append(number, lines) if lines else 0
+        except OSError:
+            return 0  # the file is made whole from the events when it is touched next
+
+    def _keep(self, run: Run) -> None:
+        if self._pending.get(run.id) is run:
+            del self._pending[run.id]
+        if not run.is_final:
+            self._live[run.id] = run
+            return
+        self._ended[run.id] = run
+        self._ended.move_to_end(run.id)
+        if len(self._ended) > _ENDED_IN_MEMORY:
+            self._ended.popitem(last=False)
+        self._live.pop(run.id, None)
+
+    def _load(self, transaction: Transaction, number: int) -> Run | None:
+        run = self._pending.get(number) or self._live.get(number) or self._ended.get(number)
+        if run is not None:
+            return run
+        row = transaction.execute(
+            "SELECT spec, state FROM runs WHERE number = ?", (number,)
+        ).fetchone()
+        return _run(*row) if row else None
+
+    async def get(self, number: int) -> Run | None:
+        run = self._live.get(number) or self._ended.get(number)
+        if run is not None:
+            return run
+
+        def query(connection: Any) -> Run | None:
+            row = connection.execute(
+                "SELECT spec, state FROM runs WHERE number = ?", (number,)
+            ).fetchone()
+            return _run(*row) if row else None
+
+        return await self._writer.read(query)
+
+    async def find(self, query: RunQuery) -> list[Run]:
+        where, values = _conditions(query)
+        sql = f"SELECT spec, state FROM runs WHERE {where} ORDER BY number DESC LIMIT ?"  # noqa: S608
+
+        def select(connection: Any) -> list[Run]:
+            return [_run(*row) for row in connection.execute(sql, (*values, query.limit))]
+
+        return await self._writer.read(select)
+
+    async def history(self, number: int, after_version: int = 0) -> list[Event]:
+        def query(connection: Any) -> list[Event]:
+            rows = connection.execute(
+                "SELECT body FROM events WHERE run = ? AND version > ? ORDER BY version",
+                (number, after_version),
+            )
+            return [_decode_event(row[0]) for row in rows]
+
+        return await self._writer.read(query)
+
+    async def due(self, now: datetime) -> tuple[list[int], datetime | None]:
+        def query(connection: Any) -> tuple[list[int], datetime | None]:
+            rows = connection.execute(
+                "SELECT number FROM runs WHERE due_at <= ? ORDER BY due_at LIMIT 1000",
+                (now.timestamp(),),
+            )
+            numbers = [row[0] for row in rows]
+            (first,) = connection.execute(
+                "SELECT min(due_at) FROM runs WHERE due_at > ?", (now.timestamp(),)
+            ).fetchone()
+            return numbers, datetime.fromtimestamp(first, UTC) if first is not None else None
+
+        return await self._writer.read(query)
+
+    async def owners(self) -> list[str]:
+        return list({run.agent for run in self._live.values() if run.agent is not None})
+
+    async def create_workflow(self, workflow: Workflow) -> None:
+        def step(transaction: Transaction) -> Callable[[], None]:
+            transaction.execute(
+                "INSERT INTO workflows VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (workflow.id, _encode(workflow)),
+            )
+            return lambda: None
+
+        await self._writer.submit(step)
+
+    async def get_workflow(self, number: int) -> Workflow | None:
+        def query(connection: Any) -> Workflow | None:
+            row = connection.execute(
+                "SELECT state FROM workflows WHERE number = ?", (number,)
+            ).fetchone()
+            return _decode_workflow(row[0]) if row else None
+
+        return await self._writer.read(query)
+
+    async def unpublished(self, older_than_seconds: float) -> list[Committed]:
+        return self._outbox.older_than(older_than_seconds)
+
+    async def strike(self, committed: Sequence[Committed]) -> None:
+        self._outbox.strike(committed)
+
+    # Logs
+
+    async def append(self, number: int, entries: Sequence[LogEntry]) -> int:
+        def step(transaction: Transaction) -> Callable[[], int]:
+            outcome: list[int | OSError] = []
+
+            def write() -> None:
+                try:
+                    outcome.append(self._log.append(number, entries))
+                except OSError as error:
+                    outcome.append(error)
+
+            def answer() -> int:
+                result = outcome[0]
+                if isinstance(result, OSError):
+                    raise result
+                return result
+
+            transaction.after_commit(write)
+            return answer
+
+        return await self._writer.submit(step)
+
+    async def log_state(self, number: int) -> tuple[int, int]:
+        def step(transaction: Transaction) -> Callable[[], tuple[int, int]]:
+            return lambda: self._log.state(number)
+
+        return await self._writer.submit(step)
+
+    async def read(self, number: int, offset: int, limit: int = 1000) -> list[LogEntry]:
+        if not self._log.knows(number):
+            await self.log_state(number)
+        return await self._writer.read(lambda _: self._log.read(number, offset, limit))
+
+    # The event log
+
+    async def head(self) -> Cursor:
+        def query(connection: Any) -> Cursor:
+            return str(connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+
+        return await self._writer.read(query)
+
+    async def events_after(self, cursor: Cursor, limit: int = 1000) -> list[Logged]:
+        if not (cursor.isascii() and cursor.isdigit()):
+            raise ValueError(f"{cursor!r} is no cursor of this event log")
+
+        def query(connection: Any) -> list[Logged]:
+            rows = connection.execute(
+                "SELECT id, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (int(cursor), limit)
+            )
+            return [Logged(str(row[0]), _decode_event(row[1])) for row in rows]
+
+        return await self._writer.read(query)
+
+    # Leases
+
+    async def renew(self, agent: AgentInfo, lease_seconds: float) -> int:
+        self._leases[agent.id] = (agent, self._clock.monotonic() + lease_seconds)
+        return self._nudges.get(agent.id, 0)
+
+    async def release(self, agent: str) -> None:
+        self._leases.pop(agent, None)
+        self._nudges.pop(agent, None)
+
+    async def agents(self) -> list[AgentInfo]:
+        now = self._clock.monotonic()
+        return [agent for agent, until in self._leases.values() if until > now]
+
+    async def nudge(self, agent: str) -> None:
+        self._nudges[agent] = self._nudges.get(agent, 0) + 1
+
+    # Tokens
+
+    async def put_token(self, token_hash: str, token: Token) -> None:
+        def step(transaction: Transaction) -> Callable[[], None]:
+            transaction.execute(
+                "INSERT INTO tokens VALUES (?, ?) ON CONFLICT (hash) DO UPDATE SET state = "
+                "excluded.state",
+                (token_hash, _encode(token)),
+            )
+            return lambda: None
+
+        await self._writer.submit(step)
+
+    async def get_token(self, token_hash: str) -> Token | None:
+        def query(connection: Any) -> Token | None:
+            row = connection.execute(
+                "SELECT state FROM tokens WHERE hash = ?", (token_hash,)
+            ).fetchone()
+            return _decode_token(row[0]) if row else None
+
+        return await self._writer.read(query)
+
+
+def _state(run: Run) -> bytes:
+    """The run without its spec, which never changes and has a column of its own."""
+    return _encode(msgspec.structs.replace(run, spec=_BLANK))
+
+
+def _run(spec: bytes, state: bytes) -> Run:
+    return msgspec.structs.replace(_decode_run(state), spec=_decode_spec(spec))
+
+
+def _status_lines(connection: Any, number: int) -> list[LogEntry]:
+    rows = connection.execute(
+        "SELECT lines FROM events WHERE run = ? AND lines IS NOT NULL ORDER BY version", (number,)
+    )
+    return [entry for row in rows for entry in _decode_lines(row[0])]
+
+
+def _conditions(query: RunQuery) -> tuple[str, list[Any]]:
+    """The condition in SQL, made of our own words and question marks only, and its values."""
+    where = ["1"]
+    values: list[Any] = []
+    if query.live or query.agent is not None:
+        where.append("live")
+    for column, value, operator in (
+        ("number", query.before, "<"),
+        ("owner", query.owner, "="),
+        ("workflow", query.workflow, "="),
+        ("status", query.status, "="),
+        ("agent", query.agent, "="),
+    ):
+        if value is not None:
+            where.append(f"{column} {operator} ?")
+            values.append(value)
+    if query.labels:
+        marks = ", ".join("?" * len(query.labels))
+        where.append(f"number IN (SELECT number FROM labels WHERE label IN ({marks}))")  # noqa: S608
+        values.extend(query.labels)
+    return " AND ".join(where), values

@@ -1,0 +1,1 @@
+"""The control plane: launching, stopping, waiting, and keeping every deadline."""

@@ -1,0 +1,62 @@
+"""Values kept secret at rest: environment values are stored sealed with the installation's key."""
+
+import os
+from base64 import b64decode, b64encode
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+_NONCE_BYTES: Final = 12
+
+
+class Sealer:
+    """Seals and opens values with one 256-bit key (ChaCha20-Poly1305, RFC 8439)."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = ChaCha20Poly1305(key)
+
+    def seal(self, values: Mapping[str, str]) -> dict[str, str]:
+        """Each value sealed and bound to its name."""
+        sealed = {}
+        for name, value in values.items():
+            nonce = os.urandom(_NONCE_BYTES)
+            box = self._cipher.encrypt(nonce, value.encode(), name.encode())
+            sealed[name] = b64encode(nonce + box).decode()
+        return sealed
+
+    def open(self, sealed: Mapping[str, str]) -> dict[str, str]:
+        """The values that were sealed.
+
+        Raises:
+            ValueError: sealed with another key, or changed since.
+        """
+        values = {}
+        for name, text in sealed.items():
+            box = b64decode(text)
+            try:
+                value = self._cipher.decrypt(
+                    box[:_NONCE_BYTES], box[_NONCE_BYTES:], name.encode()
+                )
+            except InvalidTag as error:
+                raise ValueError(
+                    f"the value of {name} was sealed with another installation's key"
+                ) from error
+            values[name] = value.decode()
+        return values
+
+
+def load_or_create_key(path: Path) -> bytes:
+    """The key in the file at `path` (mode 0600), made when there is none."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    key = ChaCha20Poly1305.generate_key()
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key)
+        file.flush()
+        os.fsync(file.fileno())
+    return key
