@@ -45,10 +45,11 @@ class Claim(Struct, frozen=True):
 
 
 class Advance(Struct, frozen=True):
-    """The agent reports the next status of a run it owns."""
+    """The agent reports the next status of a run it owns, and what it says about it in the log."""
 
     attempt: int
     status: Status
+    lines: tuple[str, ...] = ()
 
 
 class End(Struct, frozen=True):
@@ -233,6 +234,9 @@ class _Moves:
             LogEntry(status=self.run.status, log=text, at=self.at, status_event=True, level="info")
         )
 
+    def note(self, text: str) -> None:
+        self.lines.append(LogEntry(status=self.run.status, log=text, at=self.at))
+
     def step(self) -> Step:
         return Step(self.run, tuple(self.events), tuple(self.lines))
 
@@ -287,6 +291,8 @@ def _advance(moves: _Moves, command: Advance) -> None:
         moves.enter(Status.SAVING, due_at=None)
     else:
         moves.enter(command.status)
+    for line in command.lines:
+        moves.note(line)
 
 
 def _end(moves: _Moves, command: End) -> None:

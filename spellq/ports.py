@@ -209,6 +209,9 @@ class EventLog(Protocol):
 class Store(RunStore, LogStore, Leases, Tokens, EventLog, Protocol):
     """All that one engine keeps."""
 
+    async def close(self) -> None:
+        """Finish what was asked for, then let go of the engine."""
+
 
 class Ticket(Struct, frozen=True):
     """The queued message that offers a run to agents."""
@@ -287,9 +290,10 @@ class ArtifactStore(Protocol):
         """Store a small content; returns its hash."""
 
     async def adopt(self, path: Path) -> tuple[str, int]:
-        """Take a file over (moved where that is the same file system); returns hash and size.
+        """Store a file's content; returns hash and size. Repeating it gives the same answer.
 
-        The file is nobody else's any more; afterwards it may be gone.
+        Where it is the same file system the file itself becomes the stored one: nobody may write
+        to it any more, and its owner removes its name when it likes.
         """
 
     async def get_bytes(self, sha256: str) -> bytes:

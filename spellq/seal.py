@@ -37,9 +37,7 @@ class Sealer:
         for name, text in sealed.items():
             box = b64decode(text)
             try:
-                value = self._cipher.decrypt(
-                    box[:_NONCE_BYTES], box[_NONCE_BYTES:], name.encode()
-                )
+                value = self._cipher.decrypt(box[:_NONCE_BYTES], box[_NONCE_BYTES:], name.encode())
             except InvalidTag as error:
                 raise ValueError(
                     f"the value of {name} was sealed with another installation's key"

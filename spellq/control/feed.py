@@ -186,5 +186,3 @@ class Feed:
     def _tell(self) -> None:
         grown, self._grown = self._grown, anyio.Event()
         grown.set()
-
-

@@ -95,20 +95,15 @@ class DiskArtifacts:
     def _adopt(self, path: Path) -> tuple[str, int]:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = os.fstat(file.fileno()).st_size
-        if self._path(sha256).exists():
-            path.unlink()
-            return sha256, size
-        try:
-            self._place(path, sha256)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise
+            status = os.fstat(file.fileno())
+        if not self._path(sha256).exists():
             temporary = self._temporary()
-            shutil.copyfile(path, temporary)
-            self._place(temporary, sha256)
-            path.unlink()
-        return sha256, size
+            try:
+                _link_or_copy(path, temporary, copy=bool(status.st_mode & 0o111))
+                self._place(temporary, sha256)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return sha256, status.st_size
 
     def _place(self, temporary: Path, sha256: str) -> None:
         path = self._path(sha256)
@@ -120,6 +115,19 @@ class DiskArtifacts:
         finally:
             os.close(descriptor)
         temporary.rename(path)
+
+
+def _link_or_copy(source: Path, target: Path, *, copy: bool) -> None:
+    """An executable is copied, since a stored file's mode says nothing of its content."""
+    if not copy:
+        try:
+            target.hardlink_to(source)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
+                raise
+        else:
+            return
+    shutil.copyfile(source, target)
 
 
 def _write(descriptor: int, data: bytes) -> None:

@@ -1,0 +1,1 @@
+"""The `spellq` command (also installed as `spell`)."""

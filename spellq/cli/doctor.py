@@ -1,0 +1,165 @@
+"""`spellq doctor`: whether this machine can do what spellq needs."""
+
+import importlib
+import importlib.util
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import click
+from msgspec import Struct
+
+import spellq
+from spellq.cli.connection import print_json
+from spellq.cli.options import output_option
+from spellq.cli.screen import output
+
+_LEAST_PYTHON: Final = (3, 11)
+_LEAST_DISK_BYTES: Final = 1 << 30
+_DEFAULT_PORT: Final = 7735
+_PACKAGES: Final = ("litestar", "uvicorn", "asyncinotify", "cryptography")
+_INSTALL: Final = 'Install them: pip install "spellq[all]"'
+
+
+class Check(Struct, frozen=True):
+    """One thing looked at. Without `remedy` nothing has to be done."""
+
+    name: str
+    good: bool
+    found: str
+    remedy: str = ""
+
+
+@click.command(epilog="Example: spellq doctor")
+@output_option
+@click.pass_context
+def doctor(context: click.Context, as_json: bool) -> None:
+    """Check this machine, and say how to mend what is missing."""
+    from spellq_sdk.settings import spellq_home
+
+    checks = list(examine(spellq_home()))
+    if as_json:
+        print_json(checks)
+    else:
+        for check in checks:
+            output().line(line(check))
+    context.exit(0 if all(check.good for check in checks) else 1)
+
+
+def line(check: Check) -> str:
+    """`✔ git: 2.39.5`, or `✖ git: missing. Install git.`"""
+    remedy = f" {check.remedy}" if check.remedy else ""
+    mark = "✔" if check.good else "✖"
+    if not output().unicode:
+        mark = "ok  " if check.good else "FAIL"
+    return f"{mark} {check.name}: {check.found}{remedy}"
+
+
+def examine(home: Path) -> Iterator[Check]:
+    """Look at everything, one after the other."""
+    yield _python()
+    yield _git()
+    yield _packages()
+    yield from _worlds()
+    yield _writable(home)
+    yield _disk(home)
+    yield from _daemon(home)
+
+
+def _python() -> Check:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    good = sys.version_info >= _LEAST_PYTHON
+    return Check("Python", good, version, "" if good else "Use Python 3.11 or newer.")
+
+
+def _git() -> Check:
+    try:
+        said = subprocess.run(["git", "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return Check("git", False, "missing.", "Install git.")
+    return Check("git", True, said.stdout.strip().removeprefix("git version "))
+
+
+def _packages() -> Check:
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return Check("Packages", False, f"{', '.join(missing)} missing.", _INSTALL)
+    return Check("Packages", True, "all there")
+
+
+def _worlds() -> Iterator[Check]:
+    """Namespaces and overlay, tried out by those who will make the runs' worlds."""
+    who = "root" if os.geteuid() == 0 else "an ordinary user"
+    try:
+        process = importlib.import_module("spellq_workers.process")
+    except ImportError as error:
+        yield Check("Worlds of runs", False, f"cannot be tried ({error}).", _INSTALL)
+        return
+    problems: list[str] = process.check_world()
+    for problem in problems:
+        yield Check("Worlds of runs", False, problem)
+    if not problems:
+        yield Check("Worlds of runs", True, f"namespaces and overlay work for {who}")
+
+
+def _writable(home: Path) -> Check:
+    place = _nearest(home)
+    good = os.access(place, os.W_OK | os.X_OK) and place.is_dir()
+    remedy = "" if good else "Make it writable, or set SPELLQ_HOME to a folder that is."
+    return Check("Home", good, f"{home}{'' if good else ' cannot be written to.'}", remedy)
+
+
+def _disk(home: Path) -> Check:
+    from spellq_sdk.snapshot import human_size
+
+    free = shutil.disk_usage(_nearest(home)).free
+    good = free >= _LEAST_DISK_BYTES
+    return Check(
+        "Disk space",
+        good,
+        f"{human_size(free)} free{'' if good else '.'}",
+        "" if good else f"Free some where {home} lies; code and outputs are kept there.",
+    )
+
+
+def _daemon(home: Path) -> Iterator[Check]:
+    from spellq_sdk.daemon import find_daemon
+
+    found = find_daemon(home)
+    if found is not None:
+        same = found.version == spellq.__version__
+        yield Check(
+            "Daemon",
+            True,
+            f"running at {found.url}, version {found.version}"
+            + ("" if same else f" (this is {spellq.__version__}; the next command replaces it)"),
+        )
+        return
+    yield Check("Daemon", True, "not running (started when needed)")
+    yield _port()
+
+
+def _port() -> Check:
+    asked = os.environ.get("SPELLQ_PORT")
+    if asked is not None and not (asked.isdigit() and int(asked) < 65536):
+        return Check("Port", False, f"SPELLQ_PORT is {asked!r}.", "Set it to a number below 65536.")
+    port = int(asked or _DEFAULT_PORT)
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind(("127.0.0.1", port))
+        except OSError:
+            if asked:
+                return Check("Port", False, f"{port} is taken.", "Set SPELLQ_PORT to a free one.")
+            return Check("Port", True, f"{port} is taken; another free one will be used")
+    return Check("Port", True, f"{port} is free")
+
+
+def _nearest(home: Path) -> Path:
+    """The home folder, or the folder it would be made in."""
+    return next(place for place in (home, *home.parents) if place.exists())

@@ -1,0 +1,102 @@
+"""`spellq ls` and `cp`: what runs have saved."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from spellq.cli.connection import connected, execute, print_json
+from spellq.cli.errors import CONFIGURATION, CliError
+from spellq.cli.options import output_option
+from spellq.cli.screen import errors, harmless, output
+from spellq.cli.times import listed
+from spellq.wire import LsEntry, LsReply
+
+if TYPE_CHECKING:
+    from spellq.trees import Tree
+
+
+@click.command(epilog="Example: spellq ls -h runs/12")
+@click.argument("path", default="")
+@click.option("-h", "human", is_flag=True, help="Sizes for people.")
+@output_option
+def ls(path: str, human: bool, as_json: bool) -> None:
+    """List what runs have saved: runs, or the files at PATH."""
+
+    async def fetch() -> LsReply:
+        async with connected(quiet=as_json) as client:
+            return await client.gateway.ls(path)
+
+    entries = execute(fetch).entries
+    if as_json:
+        print_json(entries)
+        return
+    if not entries:
+        errors().line(f"No files for path {path}")
+    now = datetime.now(UTC)
+    for entry in entries:
+        output().line(ls_line(entry, now, human=human))
+
+
+def ls_line(entry: LsEntry, now: datetime, *, human: bool) -> str:
+    """`SIZE DATE PATH`, with what else is known of it."""
+    size = "-" if entry.size is None else str(entry.size)
+    if human and entry.size is not None:
+        from spellq_sdk.snapshot import human_size
+
+        size = human_size(entry.size).replace(" ", "").removesuffix("iB")
+    date = "-" if entry.date is None else listed(entry.date, now)
+    info = f" ({entry.info})" if entry.info else ""
+    link = f" → {entry.link}" if entry.link else ""
+    return f"{size:<8} {date:<14} {harmless(entry.path)}{info}{harmless(link)}"
+
+
+@click.command(epilog="Example: spellq cp runs/12/model.bin models")
+@click.argument("source")
+@click.argument("folder", default=".", metavar="[FOLDER]", type=click.Path(path_type=Path))
+@click.option("-f", "--force", is_flag=True, help="Overwrite what is there.")
+@click.option("-i", "--interactive", is_flag=True, help="Ask before overwriting a file.")
+def cp(source: str, folder: Path, force: bool, interactive: bool) -> None:
+    """Copy the file SOURCE, or what is in the folder SOURCE, into FOLDER (or here)."""
+    if force and interactive:
+        raise CliError("--force and --interactive exclude each other.", CONFIGURATION)
+    if source.startswith("/"):
+        raise CliError(
+            f"{source!r} is a path of this machine. Name a resource, for example runs/12.",
+            CONFIGURATION,
+        )
+    ask = interactive or (not force and output().terminal)
+    copied, skipped = execute(lambda: _copy(source.rstrip("/"), folder, ask=ask))
+    if output().terminal:
+        some = "1 file" if copied == 1 else f"{copied} files"
+        also = f" Skipped {skipped} file{'' if skipped == 1 else 's'}." if skipped else ""
+        output().line(f"✔ Copied {some}.{also}")
+
+
+async def _copy(source: str, folder: Path, *, ask: bool) -> tuple[int, int]:
+    from spellq_sdk.downloads import download
+    from spellq_sdk.gateway import Gateway
+
+    class Chosen(Gateway):
+        """The gateway, when it is asked for the files that were chosen."""
+
+        async def tree(self, resource: str) -> "Tree":
+            return chosen
+
+    async with connected() as client:
+        found = await client.gateway.tree(source)
+        chosen = _choose(found, folder) if ask else found
+        await download(Chosen(client.gateway.transport), source, folder)
+    return len(chosen.entries), len(found.entries) - len(chosen.entries)
+
+
+def _choose(tree: "Tree", folder: Path) -> "Tree":
+    from spellq.trees import make_tree
+
+    return make_tree(
+        entry
+        for entry in tree.entries
+        if not (folder / entry.path).exists()
+        or click.confirm(f"Overwrite {folder / entry.path}?", err=True)
+    )

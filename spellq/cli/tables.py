@@ -1,0 +1,23 @@
+"""Tables of plain text: columns aligned with spaces, no rules."""
+
+from collections.abc import Sequence
+
+from spellq.cli.screen import cells
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table. The first row may be its head."""
+    if not rows:
+        return []
+    widths = [max(cells(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell + " " * (width - cells(cell)) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def one_line(text: str) -> str:
+    """`text` on one line: every run of white space is one space."""
+    return " ".join(text.split())

@@ -1,0 +1,179 @@
+"""Launching: from a request to a run that waits for a machine, checked before anything is made."""
+
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Final
+
+from spellq.control.errors import NotFound, Rejected
+from spellq.control.outputs import SavedOutputs
+from spellq.outbox import Outbox
+from spellq.ports import ArtifactStore, Clock, NewRun, Store
+from spellq.resources import InvalidResourceError, mount_target, working_directory
+from spellq.runs import Mount, Run, RunSpec, Workflow, machine_type_key
+from spellq.seal import Sealer
+from spellq.wire import RunRequest
+
+MAX_BATCH: Final = 500
+MAX_COMMAND_BYTES: Final = 128 * 1024
+"""Linux takes no longer single argument (MAX_ARG_STRLEN)."""
+
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Launcher:
+    """Checks requests and creates runs from them; all of a batch or (an error) none."""
+
+    def __init__(
+        self,
+        store: Store,
+        outbox: Outbox,
+        artifacts: ArtifactStore,
+        sealer: Sealer,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._outbox = outbox
+        self._artifacts = artifacts
+        self._sealer = sealer
+        self._clock = clock
+        self._outputs = SavedOutputs(store, artifacts)
+
+    async def launch(
+        self, requests: Sequence[RunRequest], owner: str, command_id: str
+    ) -> list[Run]:
+        """Create worker runs. A repeat with the same command id gets the same runs.
+
+        Raises:
+            Rejected: what is wrong with the first bad request.
+        """
+        if not 0 < len(requests) <= MAX_BATCH:
+            raise Rejected(f"A batch holds 1 to {MAX_BATCH} runs, not {len(requests)}.")
+        specs = [await self._spec(request, owner) for request in requests]
+        for request in requests:
+            await self._check_workflow(request.workflow_id, owner)
+        numbers = await self._store.allot("run", len(requests), command_id)
+        return await self._outbox.create(
+            [
+                NewRun(
+                    number=number,
+                    owner=owner,
+                    spec=spec,
+                    workflow=request.workflow_id,
+                    labels=request.labels,
+                )
+                for number, spec, request in zip(numbers, specs, requests, strict=True)
+            ]
+        )
+
+    async def launch_workflow(
+        self, request: RunRequest, owner: str, command_id: str
+    ) -> tuple[Workflow, Run]:
+        """Create a workflow and its master run.
+
+        Raises:
+            Rejected: what is wrong with the request.
+        """
+        spec = await self._spec(request, owner, master=True)
+        (number,) = await self._store.allot("run", 1, command_id)
+        (workflow_number,) = await self._store.allot("workflow", 1, command_id)
+        workflow = Workflow(
+            id=workflow_number, owner=owner, managing_run=number, created_at=self._clock.now()
+        )
+        await self._store.create_workflow(workflow)
+        new = NewRun(
+            number=number, owner=owner, spec=spec, workflow=workflow.id, labels=request.labels
+        )
+        (run,) = await self._outbox.create([new])
+        return workflow, run
+
+    async def _spec(self, request: RunRequest, owner: str, *, master: bool = False) -> RunSpec:
+        _check_text(request)
+        if not master:
+            await self._check_machine_type(request.machine_type)
+        if request.snapshot is not None and await self._artifacts.missing([request.snapshot]):
+            raise Rejected(f"There is no snapshot {request.snapshot!r}; upload it first.")
+        try:
+            cwd = working_directory(request.cwd)
+        except InvalidResourceError as error:
+            raise Rejected(str(error)) from error
+        return RunSpec(
+            command=request.command,
+            machine_type=request.machine_type,
+            description=request.description,
+            environment_vars=self._sealer.seal(request.environment_vars),
+            mounts=await self._mounts(request.attached_resources, owner),
+            cwd=cwd,
+            snapshot=request.snapshot,
+            git_commit_hash=request.git_commit_hash,
+            repository=request.repository,
+            timeout_minutes=request.timeout_minutes,
+            grace_seconds=request.grace_seconds,
+            master=master,
+        )
+
+    async def _check_machine_type(self, name: str) -> None:
+        key = machine_type_key(name)
+        known = sorted({kind for agent in await self._store.agents() for kind in agent.slots})
+        if key in known:
+            return
+        near = get_close_matches(key, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise Rejected(
+            f"Unknown machine type {name!r}.{hint} Served here: {', '.join(known) or 'none'}. "
+            f"Serve it with: spellq up --machine-types {','.join([*known, key or 'cpu'])}"
+        )
+
+    async def _check_workflow(self, number: int | None, owner: str) -> None:
+        if number is None:
+            return
+        workflow = await self._store.get_workflow(number)
+        if workflow is None or workflow.owner != owner:
+            raise NotFound(f"There is no workflow {number}.")
+
+    async def _mounts(self, resources: dict[str, str], owner: str) -> tuple[Mount, ...]:
+        mounts: dict[str, Mount] = {}
+        for resource, mount_point in resources.items():
+            try:
+                target = mount_target(resource, mount_point)
+            except InvalidResourceError as error:
+                raise Rejected(str(error)) from error
+            if target in mounts:
+                raise Rejected(
+                    f"Both {mounts[target].resource!r} and {resource!r} would be mounted at "
+                    f"{target}. Give each a place of its own."
+                )
+            saved = await self._outputs.find(resource, owner)
+            mounts[target] = Mount(
+                resource=resource.rstrip("/"), target=target, tree=saved.tree_id, path=saved.path
+            )
+        return tuple(mounts[target] for target in sorted(mounts))
+
+
+def _check_text(request: RunRequest) -> None:
+    """Refuse what no run could be made of, whatever else is right."""
+    if not request.command.strip():
+        raise Rejected("The command is empty. Give the shell command to run, for example: echo hi")
+    if len(request.command.encode(errors="replace")) > MAX_COMMAND_BYTES:
+        raise Rejected(
+            f"The command is longer than {MAX_COMMAND_BYTES} bytes. Put it into a script."
+        )
+    for what, text in (("command", request.command), ("description", request.description)):
+        if "\0" in text:
+            raise Rejected(f"The {what} holds a NUL character.")
+    for name, value in request.environment_vars.items():
+        if not _VARIABLE.fullmatch(name):
+            raise Rejected(
+                f"{name!r} cannot name an environment variable: use letters, digits and _."
+            )
+        if "\0" in value:
+            raise Rejected(f"The value of the environment variable {name} holds a NUL character.")
+        if name.startswith(("SPELL_", "SPELLQ_")):
+            raise Rejected(f"{name} belongs to the runtime. Choose another name.")
+    if any(not label.strip() for label in request.labels):
+        raise Rejected("A label is empty.")
+    timeout = request.timeout_minutes
+    if timeout is not None and not 0 < timeout <= 525_600:
+        raise Rejected(f"timeout is {timeout:g} minutes; it has to be above 0, a year at most.")
+    if not 0 <= request.grace_seconds <= 86_400:
+        raise Rejected(f"grace is {request.grace_seconds:g} seconds; it has to be 0 to 86400.")

@@ -1,0 +1,50 @@
+"""The gateway as one ASGI application."""
+
+from litestar import Litestar, Router
+from litestar.datastructures import State
+from litestar.di import Provide
+from litestar.middleware import DefineMiddleware
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+from spellq import __version__
+from spellq.gateway import artifacts, errors, runs, socket, streams
+from spellq.gateway.auth import AuthenticationMiddleware
+from spellq.gateway.services import Services
+
+API = "/api"
+
+
+def create_app(services: Services) -> Litestar:
+    """The application; `/api/openapi.json` describes it."""
+    api = Router(
+        API,
+        route_handlers=[
+            *runs.HANDLERS,
+            *artifacts.HANDLERS,
+            *streams.HANDLERS,
+            socket.event_socket,
+        ],
+    )
+
+    def provide() -> Services:
+        return services
+
+    return Litestar(
+        [api],
+        dependencies={"services": Provide(provide, sync_to_thread=False, use_cache=True)},
+        exception_handlers=errors.HANDLERS,
+        middleware=[DefineMiddleware(AuthenticationMiddleware)],
+        openapi_config=OpenAPIConfig(
+            title="spellq",
+            version=__version__,
+            path=API,
+            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            use_handler_docstrings=True,
+        ),
+        state=State({"services": services}),
+        logging_config=None,
+    )
+
+
+__all__ = ["Services", "create_app"]

@@ -1,0 +1,84 @@
+"""REST: contents by hash, trees, and the outputs of runs. Nothing is held in memory whole."""
+
+from typing import Any, Final
+
+from litestar import Request, get, post, put
+from litestar.response import Stream
+
+from spellq.control.errors import NotFound, Rejected
+from spellq.gateway.auth import Caller
+from spellq.gateway.services import Services
+from spellq.trees import InvalidTreeError, Tree, decode_tree, encode_tree
+from spellq.wire import Hashes, LsReply, TreeReply
+
+ApiRequest = Request[Caller, Any, Any]
+
+MAX_TREE_BYTES: Final = 256 * 1024 * 1024
+MAX_HASHES: Final = 10_000
+
+
+def _check_hash(sha256: str) -> None:
+    if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
+        raise Rejected(f"{sha256[:80]!r} is no SHA-256: 64 digits 0-9 and a-f.")
+
+
+@post("/artifacts/missing", status_code=200)
+async def missing(data: Hashes, services: Services) -> Hashes:
+    """Which of these contents are not stored."""
+    if len(data.hashes) > MAX_HASHES:
+        raise Rejected(f"{len(data.hashes)} hashes in one request; the limit is {MAX_HASHES}.")
+    for sha256 in data.hashes:
+        _check_hash(sha256)
+    return Hashes(await services.artifacts.missing(data.hashes))
+
+
+@put("/artifacts/{sha256:str}", status_code=204, request_max_body_size=None)
+async def upload(sha256: str, request: ApiRequest, services: Services) -> None:
+    """Store a content; it is kept only if its SHA-256 is the one in the path."""
+    _check_hash(sha256)
+    try:
+        await services.artifacts.put(sha256, request.stream())
+    except ValueError as error:
+        raise Rejected(f"Nothing was stored: {error}.") from error
+
+
+@get("/artifacts/{sha256:str}")
+async def download(sha256: str, services: Services) -> Stream:
+    """A content, streamed."""
+    _check_hash(sha256)
+    try:
+        content = await services.artifacts.open(sha256)
+    except KeyError as error:
+        raise NotFound(f"There is no content {sha256}.") from error
+    return Stream(content, media_type="application/octet-stream")
+
+
+@post("/trees", request_max_body_size=MAX_TREE_BYTES)
+async def create_tree(request: ApiRequest, services: Services) -> TreeReply:
+    """Store a tree whose contents are stored."""
+    try:
+        tree = decode_tree(await request.body())
+    except InvalidTreeError as error:
+        raise Rejected(f"Invalid tree: {error}.") from error
+    hashes = sorted({entry.sha256 for entry in tree.entries if entry.sha256 is not None})
+    lacking = await services.artifacts.missing(hashes)
+    if lacking:
+        raise Rejected(f"{len(lacking)} contents of the tree are not stored, {lacking[0]} is one.")
+    tree_id, data = encode_tree(tree)
+    await services.artifacts.put_bytes(data)
+    return TreeReply(tree_id)
+
+
+@get("/resources/tree")
+async def resource_tree(path: str, request: ApiRequest, services: Services) -> Tree:
+    """What lies at a resource, for downloading."""
+    return await services.outputs.subtree(path, request.user.sees)
+
+
+@get("/resources/ls")
+async def list_resource(request: ApiRequest, services: Services, path: str = "") -> LsReply:
+    """One folder of the resources."""
+    return LsReply(await services.outputs.ls(path, request.user.sees))
+
+
+HANDLERS = [missing, upload, download, create_tree, resource_tree, list_resource]

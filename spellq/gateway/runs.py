@@ -1,0 +1,193 @@
+"""REST: runs, workflows, and who one is."""
+
+import secrets
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, get, post
+from litestar.params import HeaderParameter
+
+from spellq import __version__
+from spellq.control.errors import Rejected
+from spellq.gateway.auth import Caller
+from spellq.gateway.services import Services
+from spellq.ports import RunQuery
+from spellq.runs import Status
+from spellq.wire import (
+    IDEMPOTENCY_HEADER,
+    LabelRequest,
+    Me,
+    RunBatch,
+    RunPage,
+    RunReply,
+    RunRequest,
+    RunView,
+    WorkflowRequest,
+    WorkflowView,
+    run_view,
+    workflow_view,
+)
+
+ApiRequest = Request[Caller, Any, Any]
+CommandId = Annotated[str | None, HeaderParameter(name=IDEMPOTENCY_HEADER, required=False)]
+
+MAX_PAGE = 1000
+
+
+def _command_id(caller: Caller, key: str | None) -> str:
+    """The key under which a repeat of this request is known; without one, it never is."""
+    return f"{caller.owner} {key or secrets.token_hex(16)}"
+
+
+def _in_workflow(request: RunRequest, caller: Caller) -> RunRequest:
+    """A master run's launches belong to its workflow unless they say otherwise."""
+    if request.workflow_id is None and caller.workflow is not None:
+        return msgspec.structs.replace(request, workflow_id=caller.workflow)
+    return request
+
+
+@post("/runs")
+async def launch(
+    data: RunRequest, request: ApiRequest, services: Services, command_id: CommandId = None
+) -> RunView:
+    """Launch a worker run."""
+    caller = request.user
+    (run,) = await services.launcher.launch(
+        [_in_workflow(data, caller)], caller.owner, _command_id(caller, command_id)
+    )
+    return run_view(run)
+
+
+@post("/runs/batch")
+async def launch_batch(
+    data: RunBatch, request: ApiRequest, services: Services, command_id: CommandId = None
+) -> RunPage:
+    """Launch several worker runs; all of them or (an error) none. Answered in order."""
+    caller = request.user
+    runs = await services.launcher.launch(
+        [_in_workflow(each, caller) for each in data.runs],
+        caller.owner,
+        _command_id(caller, command_id),
+    )
+    return RunPage([run_view(run) for run in runs])
+
+
+@get("/runs")
+async def list_runs(
+    request: ApiRequest,
+    services: Services,
+    limit: int = 50,
+    before: int | None = None,
+    label: list[str] | None = None,
+    workflow: int | None = None,
+    live: bool = False,
+    status: Status | None = None,
+) -> RunPage:
+    """Runs, newest first; `label` may be repeated and asks for any of them."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise Rejected(f"limit is {limit}; it has to be 1 to {MAX_PAGE}.")
+    query = RunQuery(
+        limit=limit,
+        before=before,
+        owner=request.user.sees,
+        labels=tuple(label or ()),
+        workflow=workflow,
+        live=live,
+        status=status,
+    )
+    runs = await services.store.find(query)
+    return RunPage(
+        [run_view(run) for run in runs], next=runs[-1].id if len(runs) == limit else None
+    )
+
+
+@get("/runs/{number:int}")
+async def get_run(number: int, request: ApiRequest, services: Services) -> RunView:
+    """One run as it is now."""
+    return run_view(await services.runs.get(number, request.user.sees))
+
+
+@post("/runs/{number:int}/stop", status_code=200)
+async def stop_run(number: int, request: ApiRequest, services: Services) -> RunReply:
+    """End the command, save its outputs. A run that has ended stays as it is."""
+    run, changed = await services.runs.stop(number, request.user.sees)
+    return RunReply(run_view(run), changed)
+
+
+@post("/runs/{number:int}/kill", status_code=200)
+async def kill_run(number: int, request: ApiRequest, services: Services) -> RunReply:
+    """End the command at once; outputs are lost."""
+    run, changed = await services.runs.kill(number, request.user.sees)
+    return RunReply(run_view(run), changed)
+
+
+@post("/runs/{number:int}/labels", status_code=200)
+async def label_run(
+    number: int, data: LabelRequest, request: ApiRequest, services: Services
+) -> RunView:
+    """Add and remove labels."""
+    if any(not label.strip() for label in data.add):
+        raise Rejected("A label is empty.")
+    run = await services.runs.label(number, request.user.sees, data.add, data.remove)
+    return run_view(run)
+
+
+@post("/workflows")
+async def launch_workflow(
+    data: WorkflowRequest, request: ApiRequest, services: Services, command_id: CommandId = None
+) -> WorkflowView:
+    """Launch a master run in a workflow of its own."""
+    caller = request.user
+    workflow, run = await services.launcher.launch_workflow(
+        data.run, caller.owner, _command_id(caller, command_id)
+    )
+    return workflow_view(workflow, run, [])
+
+
+@get("/workflows/{number:int}")
+async def get_workflow(number: int, request: ApiRequest, services: Services) -> WorkflowView:
+    """A workflow with its master run and its worker runs, oldest first."""
+    return workflow_view(*await services.runs.workflow(number, request.user.sees))
+
+
+@post("/workflows/{number:int}/{action:str}", status_code=200)
+async def end_workflow(
+    number: int, action: str, request: ApiRequest, services: Services
+) -> WorkflowView:
+    """Stop or kill the master run and every worker run that has not ended."""
+    if action not in ("stop", "kill"):
+        raise Rejected(f"A workflow can be stopped or killed; {action!r} is neither.")
+    await services.runs.end_workflow(number, request.user.sees, kill=action == "kill")
+    return workflow_view(*await services.runs.workflow(number, request.user.sees))
+
+
+@get("/me")
+async def me(request: ApiRequest, services: Services) -> Me:
+    """Who the token is, and what it talks to."""
+    slots: dict[str, int] = {}
+    for agent in await services.store.agents():
+        for kind, count in agent.slots.items():
+            slots[kind] = slots.get(kind, 0) + count
+    live = await services.store.find(RunQuery(limit=1_000_000, owner=request.user.sees, live=True))
+    return Me(
+        owner=request.user.owner,
+        scope=request.user.scope,
+        version=__version__,
+        machine_types=slots,
+        live_runs=len(live),
+    )
+
+
+HANDLERS = [
+    launch,
+    launch_batch,
+    list_runs,
+    get_run,
+    stop_run,
+    kill_run,
+    label_run,
+    launch_workflow,
+    get_workflow,
+    end_workflow,
+    me,
+]

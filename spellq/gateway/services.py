@@ -1,0 +1,23 @@
+"""What the handlers work with."""
+
+from dataclasses import dataclass
+
+from spellq.control.feed import Feed
+from spellq.control.launch import Launcher
+from spellq.control.outputs import SavedOutputs
+from spellq.control.runs import Runs
+from spellq.gateway.auth import Authenticator
+from spellq.ports import ArtifactStore, Store
+
+
+@dataclass(frozen=True)
+class Services:
+    """The control plane as the gateway sees it."""
+
+    store: Store
+    artifacts: ArtifactStore
+    feed: Feed
+    launcher: Launcher
+    runs: Runs
+    outputs: SavedOutputs
+    authenticator: Authenticator

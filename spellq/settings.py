@@ -1,0 +1,72 @@
+"""Settings of an installation: a flag, then the environment, then `$SPELLQ_HOME/config.toml`."""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from spellq.runs import machine_type_key
+
+DEFAULT_PORT: Final = 7735
+DEFAULT_MASTER_SLOTS: Final = 16
+LEAST_SLOTS: Final = 4
+MAX_SLOTS: Final = 1024
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class InvalidSetting(ValueError):
+    """A setting that cannot be; the message names it, its value and what would do."""
+
+
+def parse_machine_types(text: str) -> dict[str, int]:
+    """`cpu=8,t4=1` as slots by machine type; without a number, one slot a core, at least 4.
+
+    Raises:
+        InvalidSetting: a name or number that cannot be, or one type named twice.
+    """
+    slots: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, number = part.strip().partition("=")
+        key = machine_type_key(name)
+        if not _NAME.fullmatch(key):
+            raise InvalidSetting(
+                f"Invalid machine type {name!r} in {text!r}: "
+                "use letters, digits and . _ - , for example cpu=8,t4=1."
+            )
+        if key in slots:
+            raise InvalidSetting(f"The machine type {key!r} is named twice in {text!r}.")
+        if equals and not (number.isascii() and number.isdigit() and 0 < int(number) <= MAX_SLOTS):
+            raise InvalidSetting(
+                f"Invalid number of slots {number!r} for {key!r}: use 1 to {MAX_SLOTS}."
+            )
+        slots[key] = int(number) if equals else max(LEAST_SLOTS, os.cpu_count() or 1)
+    return slots
+
+
+def read_config(home: Path) -> Mapping[str, Any]:
+    """The settings in `home/config.toml`, or none.
+
+    Raises:
+        InvalidSetting: the file is no TOML.
+    """
+    path = home / "config.toml"
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSetting(f"{path} is not valid TOML: {error}") from error
+
+
+def setting(name: str, flag: str | None, config: Mapping[str, Any]) -> str | None:
+    """One setting by its environment name (`SPELLQ_PORT`), from the first place that has it.
+
+    In the file it is written without the prefix, in lower case (`port = 7735`).
+    """
+    if flag is not None:
+        return flag
+    value = os.environ.get(name) or config.get(name.removeprefix("SPELLQ_").lower())
+    return str(value) if value is not None else None

@@ -1,0 +1,15 @@
+"""What every test lives under: the loop must not be blocked, warnings are errors."""
+
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+
+@pytest.fixture(autouse=True)
+def _unblocked() -> Iterator[BlockBuster]:
+    """A call that blocks the event loop in spellq's own code fails the test."""
+    with blockbuster_ctx(
+        scanned_modules=["spellq.control", "spellq.gateway", "spellq_brokers", "spellq_sdk"]
+    ) as guard:
+        yield guard

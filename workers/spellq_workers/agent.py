@@ -1,0 +1,237 @@
+"""The agent: takes tickets while it has free slots, and sees each claimed run to its end."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup, TaskStatus
+from msgspec import Struct
+
+from spellq import __version__
+from spellq.lifecycle import Find, Refused
+from spellq.outbox import Outbox
+from spellq.ports import (
+    Adopted,
+    AgentInfo,
+    ArtifactStore,
+    Bus,
+    Clock,
+    Executor,
+    RunQuery,
+    Store,
+    StoreUnavailable,
+)
+from spellq.runs import MASTER_QUEUE, Cause, Run
+from spellq.seal import Sealer
+from spellq_workers.attempt import Attempt, Workshop, command_for_lost
+from spellq_workers.checkouts import Checkouts
+from spellq_workers.rawlog import OutputWatcher
+
+HEARTBEAT_SECONDS: Final = 2.0
+LEASE_SECONDS: Final = 10.0
+KEEP_TICKET_SECONDS: Final = 5.0
+"""How long a claimed run's ticket stays unacknowledged, which keeps the next one away."""
+
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+_EVERY: Final = 1_000_000
+
+_log = logging.getLogger(__name__)
+
+
+class AgentSettings(Struct, frozen=True, kw_only=True):
+    """What an agent serves. `folder` is its own: worlds, journals, checkouts."""
+
+    folder: Path
+    name: str
+    slots: dict[str, int]
+    master_slots: int
+    gateway_url: str
+
+
+class _Incarnations(Struct, frozen=True):
+    """Who this agent was, until all of its runs were found again or given up."""
+
+    boot_id: str
+    agents: tuple[str, ...]
+
+
+class Agent:
+    """One incarnation. Its commands outlive it; the next incarnation finds them again."""
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        store: Store,
+        bus: Bus,
+        outbox: Outbox,
+        artifacts: ArtifactStore,
+        executor: Executor,
+        watcher: OutputWatcher,
+        sealer: Sealer,
+        clock: Clock,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._bus = bus
+        self._outbox = outbox
+        self._executor = executor
+        self._clock = clock
+        self._record = settings.folder / "incarnations.json"
+        self._before = self._read_incarnations()
+        self.info = AgentInfo(
+            id=f"{settings.name}.{clock.fresh_id()[:12]}",
+            name=settings.name,
+            slots=settings.slots,
+            version=__version__,
+        )
+        self._attempts: dict[str, Attempt] = {}
+        restarted = self._before.boot_id != _boot_id()
+        self._workshop = Workshop(
+            agent=self.info.id,
+            store=store,
+            outbox=outbox,
+            artifacts=artifacts,
+            executor=executor,
+            checkouts=Checkouts(settings.folder / "checkouts", artifacts),
+            watcher=watcher,
+            sealer=sealer,
+            clock=clock,
+            gateway_url=settings.gateway_url,
+            loss=Cause.MACHINE_RESTARTED if restarted else Cause.HELPER_LOST,
+        )
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled; started once every earlier run was found or given up."""
+        self._write_incarnations((*self._before.agents, self.info.id))
+        async with anyio.create_task_group() as tasks:
+            adopted = await self._adopt(tasks)
+            counter = await self._store.renew(self.info, LEASE_SECONDS)
+            tasks.start_soon(self._renew, counter)
+            tasks.start_soon(self._listen_for_hints)
+            for slot, queue in self._slots():
+                tasks.start_soon(self._serve, slot, queue, adopted.pop(slot, None), tasks)
+            task_status.started()
+
+    def _slots(self) -> list[tuple[str, str]]:
+        kinds = {**self._settings.slots, MASTER_QUEUE: self._settings.master_slots}
+        return [
+            (f"{kind}-{place}", kind) for kind, count in kinds.items() for place in range(count)
+        ]
+
+    # Slots
+
+    async def _serve(
+        self, slot: str, queue: str, adopted: Attempt | None, tasks: TaskGroup
+    ) -> None:
+        """Take tickets for one slot, one at a time.
+
+        A short run's ticket is kept until the run has ended. After five seconds the slot stops
+        consuming, then acknowledges, and consumes again when it is free: so no ticket waits
+        behind a busy slot, and no delivery is held for longer.
+        """
+        if adopted is not None:
+            await adopted.done.wait()
+        while True:
+            async with self._bus.consume(queue) as source:
+                while True:
+                    delivery = await source.take()
+                    ticket = delivery.ticket
+                    attempt = Attempt(self._workshop, slot, ticket.run, ticket.attempt)
+                    self._attempts[slot] = attempt
+                    tasks.start_soon(attempt.carry_out, ticket)
+                    await attempt.claimed.wait()
+                    with anyio.move_on_after(KEEP_TICKET_SECONDS):
+                        await attempt.done.wait()
+                    if not attempt.done.is_set():
+                        break
+                    del self._attempts[slot]
+                    await delivery.ack()
+            await delivery.ack()
+            await attempt.done.wait()
+            del self._attempts[slot]
+
+    # What is wanted of the runs
+
+    async def _renew(self, counter: int) -> None:
+        """Keep the lease; the answer's counter tells when to look at the runs again."""
+        while True:
+            await anyio.sleep(HEARTBEAT_SECONDS)
+            try:
+                latest = await self._store.renew(self.info, LEASE_SECONDS)
+            except StoreUnavailable as error:
+                _log.warning("the lease could not be renewed: %s", error)
+                continue
+            if latest != counter:
+                counter = latest
+                await self._look()
+
+    async def _listen_for_hints(self) -> None:
+        async with self._bus.hints(self.info.id) as hints:
+            async for _ in hints:
+                await self._look()
+
+    async def _look(self) -> None:
+        for attempt in tuple(self._attempts.values()):
+            await attempt.look()
+
+    # After a restart
+
+    async def _adopt(self, tasks: TaskGroup) -> dict[str, Attempt]:
+        """Go on with what an earlier incarnation left, by slot; give up what is gone."""
+        found = await self._executor.adopt()
+        attempts: dict[str, Attempt] = {}
+        for adopted in found:
+            attempt = await self._adopt_one(adopted, tasks)
+            if attempt is not None:
+                attempts[adopted.execution.slot] = attempt
+                self._attempts[adopted.execution.slot] = attempt
+        for earlier in self._before.agents:
+            await self._give_up_lost_runs(earlier)
+        self._write_incarnations((self.info.id,))
+        return attempts
+
+    async def _adopt_one(self, adopted: Adopted, tasks: TaskGroup) -> Attempt | None:
+        execution = adopted.execution
+        run = await self._store.get(execution.run)
+        if run is not None and not run.is_final and run.attempt == execution.attempt:
+            try:
+                run = (await self._outbox.apply(run.id, Find(execution.attempt, self.info.id))).run
+            except Refused:
+                run = None
+            if run is not None:
+                attempt = Attempt(self._workshop, execution.slot, run.id, run.attempt)
+                tasks.start_soon(self._resume, attempt, run, adopted)
+                return attempt
+        await execution.kill()
+        await execution.discard()
+        return None
+
+    async def _resume(self, attempt: Attempt, run: Run, adopted: Adopted) -> None:
+        slot = adopted.execution.slot
+        await attempt.resume(run, adopted.execution, started=adopted.started)
+        if self._attempts.get(slot) is attempt:
+            del self._attempts[slot]
+
+    async def _give_up_lost_runs(self, earlier: str) -> None:
+        """Runs an earlier incarnation had claimed and of which no helper is left."""
+        for run in await self._store.find(RunQuery(limit=_EVERY, agent=earlier)):
+            await self._outbox.apply(run.id, command_for_lost(run, self._workshop.loss))
+
+    def _read_incarnations(self) -> _Incarnations:
+        try:
+            return msgspec.json.decode(self._record.read_bytes(), type=_Incarnations)
+        except FileNotFoundError:
+            return _Incarnations(_boot_id(), ())
+
+    def _write_incarnations(self, agents: Sequence[str]) -> None:
+        self._record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        temporary = self._record.with_suffix(".new")
+        temporary.write_bytes(msgspec.json.encode(_Incarnations(_boot_id(), tuple(agents))))
+        temporary.rename(self._record)
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()

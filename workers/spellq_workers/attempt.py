@@ -1,0 +1,369 @@
+"""One attempt of one run, from its claim to its final status.
+
+Every step is committed before the next begins, so that an agent that comes back after a crash goes
+on where this one was (`resume`).
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Final, TypeVar
+
+import anyio
+
+from spellq.lifecycle import Advance, Claim, Command, End, Refused, Requeue
+from spellq.logs import LogEntry
+from spellq.outbox import Outbox
+from spellq.ports import (
+    ArtifactStore,
+    Clock,
+    Execution,
+    ExecutionLost,
+    Executor,
+    Exit,
+    Job,
+    Store,
+    StoreUnavailable,
+    Ticket,
+    UnknownRun,
+    WorldError,
+    WorldMount,
+)
+from spellq.runs import BEFORE_RUNNING, Cause, Run, Status
+from spellq.seal import Sealer
+from spellq.tokens import make_master_token, token_hash
+from spellq.trees import Tree, decode_tree, encode_tree
+from spellq_workers.checkouts import Checkouts
+from spellq_workers.environment import run_environment
+from spellq_workers.outputs import Scan, save, scan
+from spellq_workers.rawlog import OutputWatcher, RawLog
+
+T = TypeVar("T")
+
+_RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
+_SCANNING: Final = "Scanning for modified or new files from the run"
+_NOTHING: Final = "No modified or new files found"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every attempt of an agent works with."""
+
+    agent: str
+    store: Store
+    outbox: Outbox
+    artifacts: ArtifactStore
+    executor: Executor
+    checkouts: Checkouts
+    watcher: OutputWatcher
+    sealer: Sealer
+    clock: Clock
+    gateway_url: str
+    loss: Cause
+    """How an execution that nobody can tell the end of was lost."""
+
+
+def command_for_lost(run: Run, loss: Cause) -> Command:
+    """What becomes of a run whose helper is gone: a command that was executed never is again."""
+    if run.status in BEFORE_RUNNING or run.status is Status.KILLING:
+        return Requeue(run.attempt, "The agent lost the run before its command began.")
+    reason = "The helper that held the command was lost."
+    if loss is Cause.MACHINE_RESTARTED:
+        reason = "The machine was restarted."
+    return End(run.attempt, status=Status.INTERRUPTED, cause=loss, reason=reason)
+
+
+class Attempt:
+    """Carries one attempt out. `look` may be called at any time to see what is wanted of it."""
+
+    def __init__(self, workshop: Workshop, slot: str, number: int, attempt: int) -> None:
+        self.number = number
+        self.attempt = attempt
+        self.claimed = anyio.Event()
+        self.done = anyio.Event()
+        self._workshop = workshop
+        self._slot = slot
+        self._execution: Execution | None = None
+        self._preparing: anyio.CancelScope | None = None
+        self._status = Status.BUILDING
+        self._wanted: Status | None = None
+
+    async def carry_out(self, ticket: Ticket) -> None:
+        """Claim the run and see it to its end; a run that does not want it (any more) is left."""
+        try:
+            run, token = await self._claim(ticket)
+            if run is not None:
+                await self._see_through(self._from_the_start(run, token))
+        finally:
+            self.done.set()
+
+    async def resume(self, run: Run, execution: Execution, *, started: bool) -> None:
+        """Go on with an execution an earlier incarnation of this agent left."""
+        self.claimed.set()
+        self._execution = execution
+        self._status = run.status
+        try:
+            await self._see_through(self._go_on(run, execution, started=started))
+        finally:
+            self.done.set()
+
+    async def _go_on(self, run: Run, execution: Execution, *, started: bool) -> None:
+        if run.status in BEFORE_RUNNING:
+            await self._execute(execution)
+            return
+        if run.status is Status.RUNNING and not started:
+            await execution.start()
+        await self._see_to_the_end(run, execution)
+
+    async def look(self) -> None:
+        """Do what is wanted of the run, as the store says now."""
+        run = await self._workshop.store.get(self.number)
+        if run is None or run.attempt != self.attempt or run.status is self._wanted:
+            return
+        given_up = run.is_final and not self.done.is_set() and run.cause is Cause.AGENT_LOST
+        if run.status is Status.KILLING or given_up:
+            self._wanted = run.status
+            if self._preparing is not None:
+                self._preparing.cancel()
+            if self._execution is not None:
+                await self._execution.kill()
+        elif run.status is Status.STOPPING and self._execution is not None:
+            self._wanted = self._status = run.status
+            await self._execution.stop(run.spec.grace_seconds)
+
+    async def _claim(self, ticket: Ticket) -> tuple[Run | None, str | None]:
+        run = await self._workshop.store.get(ticket.run)
+        token = None
+        if run is not None and run.spec.master:
+            token = make_master_token(ticket.run, ticket.attempt)
+        claim = Claim(
+            attempt=ticket.attempt,
+            agent=self._workshop.agent,
+            slot=self._slot,
+            claim=self._workshop.clock.fresh_id(),
+            token_hash=token_hash(token) if token else None,
+        )
+        try:
+            run = await self._apply(claim)
+        except UnknownRun:
+            _log.warning("dropped a ticket for run %s, which does not exist", ticket.run)
+            return None, None
+        except Refused:
+            return None, None
+        finally:
+            self.claimed.set()
+        return run, token
+
+    async def _from_the_start(self, run: Run, token: str | None) -> None:
+        await self.look()
+        execution = await self._prepare(run, token)
+        if execution is not None:
+            await self._execute(execution)
+
+    async def _see_through(self, work: Coroutine[None, None, None]) -> None:
+        """Whatever happens to the work, the run comes to an end."""
+        try:
+            await work
+        except Refused as refusal:
+            await self._give_up(refusal)
+        except ExecutionLost:
+            await self._lost()
+            if self._execution is not None:
+                await self._execution.discard()
+        except Exception as error:
+            await self._fault(error)
+
+    async def _prepare(self, run: Run, token: str | None) -> Execution | None:
+        """The run's world, or None when the run has ended instead."""
+        with anyio.CancelScope() as self._preparing:
+            if self._wanted is not None:
+                self._preparing.cancel()
+            try:
+                self._execution = await self._make_world(run, token)
+            except WorldError as error:
+                await self._end_unprepared(error)
+                return None
+        cancelled = self._preparing.cancelled_caught
+        self._preparing = None
+        if cancelled:
+            await self._apply(End(self.attempt))
+            return None
+        return self._execution
+
+    async def _make_world(self, run: Run, token: str | None) -> Execution:
+        shop = self._workshop
+        spec = run.spec
+        code = None
+        if spec.snapshot is not None:
+            code = str(await shop.checkouts.path(spec.snapshot))
+        mounts = []
+        if spec.mounts:
+            await self._advance(Status.MOUNTING)
+            for mount in spec.mounts:
+                source = await shop.checkouts.path(mount.tree, mount.path)
+                mounts.append(WorldMount(str(source), mount.target))
+        values = shop.sealer.open(spec.environment_vars)
+        job = Job(
+            run=run.id,
+            attempt=run.attempt,
+            slot=self._slot,
+            command=spec.command,
+            cwd=spec.cwd,
+            environment=run_environment(run, values, shop.gateway_url, token),
+            code=code,
+            mounts=tuple(mounts),
+        )
+        return await shop.executor.prepare(job)
+
+    async def _end_unprepared(self, error: WorldError) -> None:
+        mount = error.mount
+        await self._apply(
+            End(
+                self.attempt,
+                status=Status.MOUNT_FAILED if mount else Status.FAILED,
+                cause=Cause.MOUNT if mount else Cause.WORLD,
+                reason=str(error),
+            )
+        )
+
+    async def _execute(self, execution: Execution) -> None:
+        """Store `running`, then start: a command that was started is known to have been."""
+        with anyio.CancelScope(shield=True):
+            run = await self._advance(Status.RUNNING)
+            await execution.start()
+        await self._see_to_the_end(run, execution)
+
+    async def _see_to_the_end(self, run: Run, execution: Execution) -> None:
+        await self.look()
+        ended = await self._follow(execution)
+        await self._save(run, execution, ended)
+        await execution.discard()
+
+    async def _follow(self, execution: Execution) -> Exit:
+        """Carry the command's output into the log until it has ended and all of it is there."""
+        if not self._status_follows():
+            return await execution.ended()
+        _, start = await self._workshop.store.log_state(self.number)
+        raw = RawLog(Path(execution.output), start, self._workshop.watcher)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._append_output, raw)
+            try:
+                return await execution.ended()
+            finally:
+                raw.finish()
+
+    def _status_follows(self) -> bool:
+        return self._status in (Status.BUILDING, Status.RUNNING, Status.STOPPING, Status.KILLING)
+
+    async def _append_output(self, raw: RawLog) -> None:
+        async for pieces in raw.batches():
+            at = self._workshop.clock.now()
+            entries = [
+                LogEntry(
+                    status=self._status,
+                    log=piece.text,
+                    at=at,
+                    raw_end=piece.raw_end,
+                    continued=piece.continued,
+                )
+                for piece in pieces
+            ]
+            await self._append(entries)
+
+    async def _append(self, entries: Sequence[LogEntry]) -> None:
+        await self._until_available(lambda: self._workshop.outbox.append(self.number, entries))
+
+    async def _save(self, run: Run, execution: Execution, ended: Exit) -> None:
+        """Save outputs and end; a run without any ends in one step."""
+        snapshot = await self._snapshot(run)
+        targets = [mount.target for mount in run.spec.mounts]
+        found = await scan(Path(execution.files), snapshot, targets)
+        saving = Advance(self.attempt, Status.SAVING, (_SCANNING, *found.notes))
+        pushing = Advance(self.attempt, Status.PUSHING)
+        if not found.files:
+            saving = Advance(self.attempt, Status.SAVING, (_SCANNING, *found.notes, _NOTHING))
+            await self._apply(saving, pushing, End(self.attempt, user_exit_code=ended.code))
+            return
+        self._status = (await self._apply(saving)).status
+        tree_id, tree = await self._store_outputs(found)
+        await self._apply(
+            pushing,
+            End(
+                self.attempt,
+                user_exit_code=ended.code,
+                outputs=tree_id,
+                outputs_files=len(tree.entries),
+                outputs_bytes=tree.size,
+            ),
+        )
+
+    async def _snapshot(self, run: Run) -> Tree | None:
+        if run.spec.snapshot is None:
+            return None
+        return decode_tree(await self._workshop.artifacts.get_bytes(run.spec.snapshot))
+
+    async def _store_outputs(self, found: Scan) -> tuple[str, Tree]:
+        async def say(texts: Sequence[str]) -> None:
+            at = self._workshop.clock.now()
+            await self._append([LogEntry(status=self._status, log=text, at=at) for text in texts])
+
+        tree = await save(found, self._workshop.artifacts, say)
+        tree_id, data = encode_tree(tree)
+        await self._workshop.artifacts.put_bytes(data)
+        return tree_id, tree
+
+    async def _lost(self) -> None:
+        """Nobody can tell how the command ended, or whether it did anything."""
+        run = await self._workshop.store.get(self.number)
+        if run is None or run.is_final:
+            return
+        await self._apply(command_for_lost(run, self._workshop.loss))
+
+    async def _give_up(self, refusal: Refused) -> None:
+        """The run is being killed, or is somebody else's by now."""
+        if self._execution is not None:
+            await self._execution.kill()
+        if refusal.run.status is Status.KILLING and refusal.run.attempt == self.attempt:
+            await self._apply(End(self.attempt))
+        if self._execution is not None:
+            await self._execution.discard()
+
+    async def _fault(self, error: Exception) -> None:
+        """A fault of ours must not leave the run without an end."""
+        _log.exception("run %s, attempt %s", self.number, self.attempt, exc_info=error)
+        if self._execution is not None:
+            await self._execution.kill()
+        reason = f"An internal error of spellq: {error}"
+        try:
+            await self._apply(
+                End(self.attempt, status=Status.FAILED, cause=Cause.WORLD, reason=reason)
+            )
+        except Refused as refusal:
+            _log.warning("could not end run %s: %s", self.number, refusal)
+        if self._execution is not None:
+            await self._execution.discard()
+
+    async def _advance(self, status: Status) -> Run:
+        run = await self._apply(Advance(self.attempt, status))
+        self._status = status
+        return run
+
+    async def _apply(self, *commands: Command) -> Run:
+        committed = await self._until_available(
+            lambda: self._workshop.outbox.apply(self.number, *commands)
+        )
+        return committed.run
+
+    async def _until_available(self, step: Callable[[], Awaitable[T]]) -> T:
+        """Repeat a step while the store is away; the command is not touched by that."""
+        for seconds in chain(_RETRY_SECONDS, repeat(_RETRY_SECONDS[-1])):
+            try:
+                return await step()
+            except StoreUnavailable as error:
+                _log.warning("run %s: %s; trying again", self.number, error)
+                await anyio.sleep(seconds)
+        raise AssertionError("there is always a next try")
