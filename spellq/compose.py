@@ -15,11 +15,6 @@ from typing import Any, Final
 import anyio
 import uvicorn
 from litestar import Litestar
-from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
-from spellq_brokers.embedded.schema import WrongSchema
-from spellq_workers.agent import Agent, AgentSettings
-from spellq_workers.process import ProcessExecutor
-from spellq_workers.rawlog import OutputWatcher
 
 from spellq.clock import SystemClock
 from spellq.control.feed import Feed
@@ -43,6 +38,11 @@ from spellq.settings import (
     setting,
 )
 from spellq.tokens import make_token, token_hash
+from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
+from spellq_brokers.embedded.schema import WrongSchema
+from spellq_workers.agent import Agent, AgentSettings
+from spellq_workers.process import ProcessExecutor
+from spellq_workers.rawlog import OutputWatcher
 
 IDLE_SECONDS: Final = 600.0
 HOST: Final = "127.0.0.1"
@@ -228,7 +228,7 @@ async def embedded_runtime(home: Path, slots: dict[str, int], url: str) -> Async
     store = await SqliteStore.open(home, clock)
     bus = InProcessBus()
     outbox = Outbox(store, bus)
-    artifacts = DiskArtifacts(home / "artifacts")
+    artifacts = await DiskArtifacts.make(home / "artifacts")
     sealer = Sealer(load_or_create_key(home / "key"))
     executor = ProcessExecutor(home)
     feed = Feed(store, bus)

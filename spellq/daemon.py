@@ -3,6 +3,7 @@
 import fcntl
 import getpass
 import os
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -43,8 +44,8 @@ class DaemonFiles:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(self.home / "daemon.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock())
+        except (BlockingIOError, PermissionError) as error:
             os.close(descriptor)
             raise AlreadyRunning(f"Another spellq daemon runs in {self.home}.") from error
         self._lock = descriptor
@@ -76,6 +77,24 @@ class DaemonFiles:
 
     def write_token(self, token: str) -> None:
         _write(self.home / "token", token + "\n")
+
+
+def daemon_lives(home: Path) -> bool:
+    """Whether a daemon of this home holds its lock. Asking never disturbs one that starts."""
+    try:
+        descriptor = os.open(home / "daemon.lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _flock())
+    finally:
+        os.close(descriptor)
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def _flock() -> bytes:
+    """An exclusive lock on the whole file, as fcntl(2) takes it: type, whence, start, len, pid."""
+    return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def _write(path: Path, text: str) -> None:

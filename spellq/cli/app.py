@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Final
@@ -11,7 +10,7 @@ import click
 
 import spellq
 from spellq.cli.errors import CliError, error_text
-from spellq.cli.screen import errors, output
+from spellq.cli.screen import errors
 
 COMMANDS: Final = {
     "run": "launch",
@@ -33,7 +32,6 @@ COMMANDS: Final = {
 }
 """The commands in the order of the help, and the module each is in (imported when needed)."""
 
-_BROKEN_PIPE_CODE: Final = 141
 _INTERRUPTED_CODE: Final = 130
 
 
@@ -65,7 +63,11 @@ def root(debug: bool) -> None:
 
 
 def run(arguments: Sequence[str], program: str) -> int:
-    """Execute one command line; gives its exit code. `program` is how it was called."""
+    """Execute one command line; gives its exit code. `program` is how it was called.
+
+    Raises:
+        SystemExit: nobody reads the output any more (click sees to it, silently).
+    """
     name = PurePath(program).name
     name = "spellq" if name.endswith(".py") or not name else name
     debug = "--debug" in arguments or bool(os.environ.get("SPELLQ_DEBUG"))
@@ -73,13 +75,9 @@ def run(arguments: Sequence[str], program: str) -> int:
         arguments = ["--help"]
     try:
         result = root.main(list(arguments), prog_name=name, standalone_mode=False)
-        output().flush()
-    except BrokenPipeError:
-        return _without_reader()
-    except KeyboardInterrupt:
-        errors().line("")
-        return _INTERRUPTED_CODE
-    except (click.Abort, EOFError):
+    except click.Abort as abort:
+        if isinstance(abort.__cause__, KeyboardInterrupt):  # click ended the line already
+            return _INTERRUPTED_CODE
         errors().line("Aborted!")
         return 1
     except Exception as error:
@@ -89,9 +87,3 @@ def run(arguments: Sequence[str], program: str) -> int:
         errors().error(text)
         return code
     return result if isinstance(result, int) else 0
-
-
-def _without_reader() -> int:
-    """Whoever read our output left. Python's own last flush must not complain about it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return _BROKEN_PIPE_CODE

@@ -28,8 +28,11 @@ def execute(command: Callable[[], Awaitable[_Result]]) -> _Result:
 
 
 @asynccontextmanager
-async def connected(*, quiet: bool = False) -> "AsyncIterator[AsyncClient]":
-    """A client. With no server configured the local daemon is found, or started and told of."""
+async def connected(*, quiet: bool = True) -> "AsyncIterator[AsyncClient]":
+    """A client. With no server configured the local daemon is found, or started and told of.
+
+    `quiet` keeps stdout for what was asked for.
+    """
     from spellq_sdk import AsyncClient
 
     def announce() -> None:

@@ -10,22 +10,26 @@ import click
 
 from spellq.cli.connection import execute, print_json, program
 from spellq.cli.errors import CliError
-from spellq.cli.options import output_option, parse_machine_types
+from spellq.cli.options import output_option
 from spellq.cli.screen import output
 
 if TYPE_CHECKING:
+    from spellq.wire import Me, RunView
     from spellq_sdk import AsyncClient
     from spellq_sdk.daemon import LocalDaemon
-
-    from spellq.wire import Me, RunView
 
 _ports = click.IntRange(0, 65535)
 _MANY: int = 1_000_000
 
 
 def _checked(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    from spellq.settings import InvalidSetting, parse_machine_types
+
     if value is not None:
-        parse_machine_types(value)
+        try:
+            parse_machine_types(value)
+        except InvalidSetting as error:
+            raise click.UsageError(str(error)) from error
     return value
 
 
@@ -139,24 +143,22 @@ def _check_same(found: "LocalDaemon", machine_types: str | None, port: int | Non
     if port and port != urlsplit(found.url).port:
         raise CliError(f"spellq is already running at {found.url}, not at port {port}. {remedy}")
     if machine_types:
-        has = execute(lambda: _me(found)).machine_types
-        wanted = parse_machine_types(machine_types)
-        if not same_types(wanted, has):
-            there = ",".join(f"{name}={count}" for name, count in sorted(has.items()))
+        from spellq.settings import parse_machine_types
+
+        offered = without_masters(execute(lambda: _me(found)).machine_types)
+        if parse_machine_types(machine_types) != offered:
+            there = ",".join(f"{name}={count}" for name, count in sorted(offered.items()))
             raise CliError(
                 f"spellq is already running with the machine types {there}, not {machine_types}. "
                 f"{remedy}"
             )
 
 
-def same_types(wanted: dict[str, int | None], has: dict[str, int]) -> bool:
-    """Whether the machine types asked for are those that are there; the masters' do not count."""
+def without_masters(slots: dict[str, int]) -> dict[str, int]:
+    """The slots of machine types alone: those for masters come by themselves."""
     from spellq.runs import MASTER_QUEUE
 
-    there = {name: count for name, count in has.items() if name != MASTER_QUEUE}
-    return wanted.keys() == there.keys() and all(
-        count is None or count == there[name] for name, count in wanted.items()
-    )
+    return {name: count for name, count in slots.items() if name != MASTER_QUEUE}
 
 
 async def _me(found: "LocalDaemon") -> "Me":

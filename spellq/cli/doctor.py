@@ -65,7 +65,7 @@ def examine(home: Path) -> Iterator[Check]:
     yield _python()
     yield _git()
     yield _packages()
-    yield from _worlds()
+    yield from _worlds(home)
     yield _writable(home)
     yield _disk(home)
     yield from _daemon(home)
@@ -92,15 +92,18 @@ def _packages() -> Check:
     return Check("Packages", True, "all there")
 
 
-def _worlds() -> Iterator[Check]:
+def _worlds(home: Path) -> Iterator[Check]:
     """Namespaces and overlay, tried out by those who will make the runs' worlds."""
     who = "root" if os.geteuid() == 0 else "an ordinary user"
     try:
-        process = importlib.import_module("spellq_workers.process")
+        worldcheck = importlib.import_module("spellq_workers.worldcheck")
     except ImportError as error:
         yield Check("Worlds of runs", False, f"cannot be tried ({error}).", _INSTALL)
         return
-    problems: list[str] = process.check_world()
+    try:
+        problems: list[str] = worldcheck.check_world(_nearest(home))
+    except OSError as error:
+        problems = [f"cannot be tried: {error}."]
     for problem in problems:
         yield Check("Worlds of runs", False, problem)
     if not problems:

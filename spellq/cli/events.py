@@ -60,7 +60,7 @@ def events(
     """Follow the events of runs, one a line, until ^C. With JSON each has its cursor."""
 
     async def follow() -> None:
-        async with connected(quiet=as_json) as client:
+        async with connected() as client:
             matching = client.events(
                 runs=runs or None,
                 workflow=workflow,
@@ -88,7 +88,7 @@ def event_line(event: "RunEvent") -> str:
         event.type,
         event.status if code is None else f"{event.status} ({code})",
         ", ".join(event.data.get("labels") or ()) if event.type == EventType.RUN_LABEL else "",
-        event.cause or "",
+        (event.cause or "") if event.type == EventType.RUN_STATUS else "",
         str(event.data.get("reason") or ""),
         str(event.data.get("command") or ""),
     ]

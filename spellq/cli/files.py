@@ -25,7 +25,7 @@ def ls(path: str, human: bool, as_json: bool) -> None:
     """List what runs have saved: runs, or the files at PATH."""
 
     async def fetch() -> LsReply:
-        async with connected(quiet=as_json) as client:
+        async with connected() as client:
             return await client.gateway.ls(path)
 
     entries = execute(fetch).entries

@@ -3,8 +3,6 @@
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
-import anyio
-
 from spellq.cli.rendering import log_view
 from spellq.cli.screen import Screen, output
 
@@ -24,6 +22,8 @@ async def show_log(
     verbose: bool = False,
 ) -> None:
     """Write a run's log from `offset` (below 0: counted from the end); to its end with `follow`."""
+    import anyio
+
     view = log_view(output(), run.id, program, verbose=verbose)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(view.spin)

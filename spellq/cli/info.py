@@ -20,7 +20,7 @@ def info(number: int, as_json: bool) -> None:
     """Show a run: what was asked for, where it is, and how it ended."""
 
     async def fetch() -> RunView:
-        async with connected(quiet=as_json) as client:
+        async with connected() as client:
             return await client.gateway.run(number)
 
     run = execute(fetch)

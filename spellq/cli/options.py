@@ -1,7 +1,6 @@
 """What the commands that launch something have in common on their command line."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -34,7 +33,6 @@ _LATER_RUN_VALUES: Final = (
 _LATER_RUN_FLAGS: Final = (("--auto-resume",), ("--disable-auto-resume",), ("--idempotent",))
 _LATER_WORKFLOW_VALUES: Final = (("-r", "--repo"), ("--github-repo",))
 _LATER_WORKFLOW_FLAGS: Final = (("--local",),)
-
 
 
 def launch_options(function: _Function) -> _Function:
@@ -115,24 +113,6 @@ def shell_command(words: Sequence[str]) -> str:
     return command
 
 
-def parse_machine_types(text: str) -> dict[str, int | None]:
-    """`cpu=8,t4` as {"cpu": 8, "t4": None}.
-
-    Raises:
-        click.BadParameter: a malformed name or number, or a name twice.
-    """
-    types: dict[str, int | None] = {}
-    for part in text.split(","):
-        name, equals, number = part.strip().lower().partition("=")
-        good = re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", name)
-        if not good or (equals and not re.fullmatch(r"[0-9]{1,6}", number)) or name in types:
-            raise click.BadParameter(
-                f"{text!r}: write NAME[=SLOTS], separated by commas: cpu=8,t4=1"
-            )
-        types[name] = int(number) if equals else None
-    return types
-
-
 def _mounts(
     _context: click.Context, _option: click.Parameter, value: Sequence[str]
 ) -> dict[str, str]:
@@ -155,9 +135,7 @@ def _environment(
     return variables
 
 
-def _finite(
-    _context: click.Context, _option: click.Parameter, value: float | None
-) -> float | None:
+def _finite(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number")
     return value

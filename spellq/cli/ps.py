@@ -27,7 +27,7 @@ from spellq.wire import RunView
 @output_option
 def ps(limit: int, labels: tuple[str, ...], no_trunc: bool, verbose: bool, as_json: bool) -> None:
     """List runs, the newest last."""
-    runs = execute(lambda: _latest(limit, labels, quiet=as_json))[::-1]
+    runs = execute(lambda: _latest(limit, labels))[::-1]
     if as_json:
         print_json(runs)
         return
@@ -43,6 +43,6 @@ def ps(limit: int, labels: tuple[str, ...], no_trunc: bool, verbose: bool, as_js
         screen.line(screen.green(line) if is_active(run) else line)
 
 
-async def _latest(limit: int, labels: tuple[str, ...], *, quiet: bool) -> list[RunView]:
-    async with connected(quiet=quiet) as client:
+async def _latest(limit: int, labels: tuple[str, ...]) -> list[RunView]:
+    async with connected() as client:
         return await client.gateway.runs(limit, labels=labels, workflow=None, live=False)

@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-import anyio
-
 from spellq.cli.screen import Screen, cells, cut, harmless
 from spellq.runs import Status
 
@@ -122,6 +120,8 @@ class LiveLogView(LogView):
             self.screen.line(self._hint)
 
     async def spin(self) -> None:
+        import anyio
+
         while True:
             await anyio.sleep(_FRAME_SECONDS)
             self._frame += 1

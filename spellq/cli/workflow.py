@@ -138,7 +138,7 @@ def ls(limit: int, as_json: bool) -> None:
     async def masters() -> list[RunView]:
         found: list[RunView] = []
         before: int | None = None
-        async with connected(quiet=as_json) as client:
+        async with connected() as client:
             while len(found) < limit:
                 query = [("limit", str(_PAGE))]
                 query += [("before", str(before))] if before else []
@@ -173,7 +173,7 @@ def info(number: int, as_json: bool) -> None:
     """Show a workflow and its runs."""
 
     async def fetch() -> WorkflowView:
-        async with connected(quiet=as_json) as client:
+        async with connected() as client:
             return await client.gateway.workflow(number)
 
     found = execute(fetch)

@@ -94,6 +94,11 @@ class Feed:
 
     # Following everything
 
+    @property
+    def newest(self) -> Cursor:
+        """Where `events` begins when it is given no cursor."""
+        return self._newest
+
     async def events(self, wanted: EventFilter, after: Cursor | None) -> AsyncIterator[Logged]:
         """The events that match, from after the cursor (or from now on), without end.
 

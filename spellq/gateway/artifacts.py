@@ -3,11 +3,12 @@
 from typing import Any, Final
 
 from litestar import Request, get, post, put
+from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
 from spellq.control.errors import NotFound, Rejected
 from spellq.gateway.auth import Caller
-from spellq.gateway.services import Services
+from spellq.gateway.services import Provided
 from spellq.trees import InvalidTreeError, Tree, decode_tree, encode_tree
 from spellq.wire import Hashes, LsReply, TreeReply
 
@@ -23,7 +24,7 @@ def _check_hash(sha256: str) -> None:
 
 
 @post("/artifacts/missing", status_code=200)
-async def missing(data: Hashes, services: Services) -> Hashes:
+async def missing(data: JSONBody[Hashes], services: Provided) -> Hashes:
     """Which of these contents are not stored."""
     if len(data.hashes) > MAX_HASHES:
         raise Rejected(f"{len(data.hashes)} hashes in one request; the limit is {MAX_HASHES}.")
@@ -33,7 +34,7 @@ async def missing(data: Hashes, services: Services) -> Hashes:
 
 
 @put("/artifacts/{sha256:str}", status_code=204, request_max_body_size=None)
-async def upload(sha256: str, request: ApiRequest, services: Services) -> None:
+async def upload(sha256: FromPath[str], request: ApiRequest, services: Provided) -> None:
     """Store a content; it is kept only if its SHA-256 is the one in the path."""
     _check_hash(sha256)
     try:
@@ -43,7 +44,7 @@ async def upload(sha256: str, request: ApiRequest, services: Services) -> None:
 
 
 @get("/artifacts/{sha256:str}")
-async def download(sha256: str, services: Services) -> Stream:
+async def download(sha256: FromPath[str], services: Provided) -> Stream:
     """A content, streamed."""
     _check_hash(sha256)
     try:
@@ -54,7 +55,7 @@ async def download(sha256: str, services: Services) -> Stream:
 
 
 @post("/trees", request_max_body_size=MAX_TREE_BYTES)
-async def create_tree(request: ApiRequest, services: Services) -> TreeReply:
+async def create_tree(request: ApiRequest, services: Provided) -> TreeReply:
     """Store a tree whose contents are stored."""
     try:
         tree = decode_tree(await request.body())
@@ -70,13 +71,15 @@ async def create_tree(request: ApiRequest, services: Services) -> TreeReply:
 
 
 @get("/resources/tree")
-async def resource_tree(path: str, request: ApiRequest, services: Services) -> Tree:
+async def resource_tree(path: FromQuery[str], request: ApiRequest, services: Provided) -> Tree:
     """What lies at a resource, for downloading."""
     return await services.outputs.subtree(path, request.user.sees)
 
 
 @get("/resources/ls")
-async def list_resource(request: ApiRequest, services: Services, path: str = "") -> LsReply:
+async def list_resource(
+    request: ApiRequest, services: Provided, path: FromQuery[str] = ""
+) -> LsReply:
     """One folder of the resources."""
     return LsReply(await services.outputs.ls(path, request.user.sees))
 

@@ -5,12 +5,12 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, get, post
-from litestar.params import HeaderParameter
+from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody
 
 from spellq import __version__
 from spellq.control.errors import Rejected
 from spellq.gateway.auth import Caller
-from spellq.gateway.services import Services
+from spellq.gateway.services import Provided
 from spellq.ports import RunQuery
 from spellq.runs import Status
 from spellq.wire import (
@@ -48,7 +48,10 @@ def _in_workflow(request: RunRequest, caller: Caller) -> RunRequest:
 
 @post("/runs")
 async def launch(
-    data: RunRequest, request: ApiRequest, services: Services, command_id: CommandId = None
+    data: JSONBody[RunRequest],
+    request: ApiRequest,
+    services: Provided,
+    command_id: CommandId = None,
 ) -> RunView:
     """Launch a worker run."""
     caller = request.user
@@ -60,7 +63,7 @@ async def launch(
 
 @post("/runs/batch")
 async def launch_batch(
-    data: RunBatch, request: ApiRequest, services: Services, command_id: CommandId = None
+    data: JSONBody[RunBatch], request: ApiRequest, services: Provided, command_id: CommandId = None
 ) -> RunPage:
     """Launch several worker runs; all of them or (an error) none. Answered in order."""
     caller = request.user
@@ -75,13 +78,13 @@ async def launch_batch(
 @get("/runs")
 async def list_runs(
     request: ApiRequest,
-    services: Services,
-    limit: int = 50,
-    before: int | None = None,
-    label: list[str] | None = None,
-    workflow: int | None = None,
-    live: bool = False,
-    status: Status | None = None,
+    services: Provided,
+    limit: FromQuery[int] = 50,
+    before: FromQuery[int | None] = None,
+    label: FromQuery[list[str] | None] = None,
+    workflow: FromQuery[int | None] = None,
+    live: FromQuery[bool] = False,
+    status: FromQuery[Status | None] = None,
 ) -> RunPage:
     """Runs, newest first; `label` may be repeated and asks for any of them."""
     if not 1 <= limit <= MAX_PAGE:
@@ -102,20 +105,20 @@ async def list_runs(
 
 
 @get("/runs/{number:int}")
-async def get_run(number: int, request: ApiRequest, services: Services) -> RunView:
+async def get_run(number: FromPath[int], request: ApiRequest, services: Provided) -> RunView:
     """One run as it is now."""
     return run_view(await services.runs.get(number, request.user.sees))
 
 
 @post("/runs/{number:int}/stop", status_code=200)
-async def stop_run(number: int, request: ApiRequest, services: Services) -> RunReply:
+async def stop_run(number: FromPath[int], request: ApiRequest, services: Provided) -> RunReply:
     """End the command, save its outputs. A run that has ended stays as it is."""
     run, changed = await services.runs.stop(number, request.user.sees)
     return RunReply(run_view(run), changed)
 
 
 @post("/runs/{number:int}/kill", status_code=200)
-async def kill_run(number: int, request: ApiRequest, services: Services) -> RunReply:
+async def kill_run(number: FromPath[int], request: ApiRequest, services: Provided) -> RunReply:
     """End the command at once; outputs are lost."""
     run, changed = await services.runs.kill(number, request.user.sees)
     return RunReply(run_view(run), changed)
@@ -123,7 +126,7 @@ async def kill_run(number: int, request: ApiRequest, services: Services) -> RunR
 
 @post("/runs/{number:int}/labels", status_code=200)
 async def label_run(
-    number: int, data: LabelRequest, request: ApiRequest, services: Services
+    number: FromPath[int], data: JSONBody[LabelRequest], request: ApiRequest, services: Provided
 ) -> RunView:
     """Add and remove labels."""
     if any(not label.strip() for label in data.add):
@@ -134,7 +137,10 @@ async def label_run(
 
 @post("/workflows")
 async def launch_workflow(
-    data: WorkflowRequest, request: ApiRequest, services: Services, command_id: CommandId = None
+    data: JSONBody[WorkflowRequest],
+    request: ApiRequest,
+    services: Provided,
+    command_id: CommandId = None,
 ) -> WorkflowView:
     """Launch a master run in a workflow of its own."""
     caller = request.user
@@ -145,14 +151,16 @@ async def launch_workflow(
 
 
 @get("/workflows/{number:int}")
-async def get_workflow(number: int, request: ApiRequest, services: Services) -> WorkflowView:
+async def get_workflow(
+    number: FromPath[int], request: ApiRequest, services: Provided
+) -> WorkflowView:
     """A workflow with its master run and its worker runs, oldest first."""
     return workflow_view(*await services.runs.workflow(number, request.user.sees))
 
 
 @post("/workflows/{number:int}/{action:str}", status_code=200)
 async def end_workflow(
-    number: int, action: str, request: ApiRequest, services: Services
+    number: FromPath[int], action: FromPath[str], request: ApiRequest, services: Provided
 ) -> WorkflowView:
     """Stop or kill the master run and every worker run that has not ended."""
     if action not in ("stop", "kill"):
@@ -162,7 +170,7 @@ async def end_workflow(
 
 
 @get("/me")
-async def me(request: ApiRequest, services: Services) -> Me:
+async def me(request: ApiRequest, services: Provided) -> Me:
     """Who the token is, and what it talks to."""
     slots: dict[str, int] = {}
     for agent in await services.store.agents():

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from litestar.di import NamedDependency
+
 from spellq.control.feed import Feed
 from spellq.control.launch import Launcher
 from spellq.control.outputs import SavedOutputs
@@ -21,3 +23,7 @@ class Services:
     runs: Runs
     outputs: SavedOutputs
     authenticator: Authenticator
+
+
+Provided = NamedDependency[Services]
+"""How a handler asks for the services (its parameter is called `services`)."""

@@ -16,9 +16,9 @@ from litestar import WebSocket, websocket
 from litestar.exceptions import WebSocketDisconnect
 
 from spellq.control.errors import Rejected
-from spellq.events import Event
+from spellq.events import Cursor, Event
 from spellq.gateway.auth import Caller
-from spellq.gateway.services import Services
+from spellq.gateway.services import Provided, Services
 from spellq.runs import FINAL, reached
 from spellq.wire import (
     Cancel,
@@ -40,7 +40,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 @websocket("/socket")
-async def event_socket(socket: WebSocket[Caller, Any, Any], services: Services) -> None:
+async def event_socket(socket: WebSocket[Caller, Any, Any], services: Provided) -> None:
     """Waits and subscriptions of one client, as `spellq.wire` names them."""
     await socket.accept()
     await _Conversation(socket, services).run()
@@ -112,21 +112,26 @@ class _Conversation:
             self._answer(EndedElsewhere(wait.id, event.status))
 
     def _subscribe(self, request: Subscribe, tasks: TaskGroup) -> None:
+        """Begin at the cursor, or now; where that is, is said at once."""
         scope = anyio.CancelScope()
         self._open[request.id] = scope.cancel
-        tasks.start_soon(self._send_events, request, scope)
+        after = request.after or self._services.feed.newest
+        tasks.start_soon(self._send_events, request, after, scope)
 
-    async def _send_events(self, request: Subscribe, scope: anyio.CancelScope) -> None:
+    async def _send_events(
+        self, request: Subscribe, after: Cursor, scope: anyio.CancelScope
+    ) -> None:
         wanted = request.filter
         if self._caller.sees is not None:
             wanted = msgspec.structs.replace(wanted, owner=self._caller.sees)
         with scope:
             try:
-                async for logged in self._services.feed.events(wanted, request.after):
-                    message = EventMessage(
-                        id=request.id, cursor=logged.cursor, event=event_view(logged.event)
+                await self._send(EventMessage(id=request.id, cursor=after))
+                async for logged in self._services.feed.events(wanted, after):
+                    event = event_view(logged.event)
+                    await self._send(
+                        EventMessage(id=request.id, cursor=logged.cursor, event=event)
                     )
-                    await self._socket.send_text(_encode(message).decode())
             except ValueError as error:
                 self._fail(request.id, 400, f"{error}.")
 
@@ -144,10 +149,13 @@ class _Conversation:
         if close is not None:
             close()
 
+    async def _send(self, message: ServerMessage) -> None:
+        await self._socket.send_text(_encode(message).decode())
+
     async def _send_answers(self) -> None:
         while True:
             while self._answers:
-                await self._socket.send_text(_encode(self._answers.popleft()).decode())
+                await self._send(self._answers.popleft())
             self._answered = anyio.Event()
             if not self._answers:
                 await self._answered.wait()

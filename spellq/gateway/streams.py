@@ -5,12 +5,13 @@ from typing import Any
 
 import msgspec
 from litestar import Request, get
+from litestar.params import FromPath, FromQuery
 from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
 
 from spellq.control.errors import Rejected
 from spellq.events import Cursor, EventFilter, EventType, Logged
 from spellq.gateway.auth import Caller
-from spellq.gateway.services import Services
+from spellq.gateway.services import Provided, Services
 from spellq.logs import LogEntry
 from spellq.runs import Status
 from spellq.wire import LogLine, event_view
@@ -22,7 +23,11 @@ _encode = msgspec.json.Encoder().encode_lines
 
 @get("/runs/{number:int}/logs")
 async def logs(
-    number: int, request: ApiRequest, services: Services, offset: int = 0, follow: bool = False
+    number: FromPath[int],
+    request: ApiRequest,
+    services: Provided,
+    offset: FromQuery[int] = 0,
+    follow: FromQuery[bool] = False,
 ) -> Stream:
     """The run's log from an entry on (negative: from the end), as JSON lines.
 
@@ -62,12 +67,12 @@ def _chunk(offset: int, entries: list[LogEntry]) -> bytes:
 @get("/events")
 async def events(
     request: ApiRequest,
-    services: Services,
-    run: list[int] | None = None,
-    workflow: int | None = None,
-    type: list[EventType] | None = None,  # noqa: A002
-    status: list[Status] | None = None,
-    after: Cursor | None = None,
+    services: Provided,
+    run: FromQuery[list[int] | None] = None,
+    workflow: FromQuery[int | None] = None,
+    type: FromQuery[list[EventType] | None] = None,  # noqa: A002
+    status: FromQuery[list[Status] | None] = None,
+    after: FromQuery[Cursor | None] = None,
 ) -> ServerSentEvent:
     """Events from now on, or from after `Last-Event-ID`; filters narrow them, each may repeat."""
     wanted = EventFilter(

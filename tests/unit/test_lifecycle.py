@@ -212,8 +212,7 @@ def test_whatever_is_asked_the_invariants_hold(
         before = run
         try:
             step = transition(run, command, at)
-        except Refused as refusal:
-            assert refusal.run.id == run.id
+        except Refused:
             continue
         run = step.run
         events += step.events

@@ -199,7 +199,7 @@ class Attempt:
         spec = run.spec
         code = None
         if spec.snapshot is not None:
-            code = str(await shop.checkouts.path(spec.snapshot))
+            code = str(await shop.checkouts.code(spec.snapshot))
         mounts = []
         if spec.mounts:
             await self._advance(Status.MOUNTING)
@@ -284,7 +284,7 @@ class Attempt:
         found = await scan(Path(execution.files), snapshot, targets)
         saving = Advance(self.attempt, Status.SAVING, (_SCANNING, *found.notes))
         pushing = Advance(self.attempt, Status.PUSHING)
-        if not found.files:
+        if not found:
             saving = Advance(self.attempt, Status.SAVING, (_SCANNING, *found.notes, _NOTHING))
             await self._apply(saving, pushing, End(self.attempt, user_exit_code=ended.code))
             return

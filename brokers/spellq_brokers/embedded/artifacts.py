@@ -4,11 +4,13 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
+
+T = TypeVar("T")
 
 _PIECE: Final = 1024 * 1024
 
@@ -23,10 +25,14 @@ class DiskArtifacts:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._incoming = folder / "incoming"
-        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for left_over in self._incoming.iterdir():
-            left_over.unlink()
         self._taken = 0
+
+    @classmethod
+    async def make(cls, folder: Path) -> "DiskArtifacts":
+        """The store in `folder`, made if there is none; what a crash left half-written is gone."""
+        artifacts = cls(folder)
+        await to_thread.run_sync(artifacts._prepare)
+        return artifacts
 
     async def missing(self, hashes: Sequence[str]) -> list[str]:
         return await to_thread.run_sync(
@@ -47,24 +53,23 @@ class DiskArtifacts:
                 raise ValueError(f"the content's SHA-256 is {digest.hexdigest()}, not {sha256}")
             await to_thread.run_sync(self._place, temporary, sha256)
         finally:
-            temporary.unlink(missing_ok=True)
+            await _shielded(lambda: temporary.unlink(missing_ok=True))
         return size
 
     async def put_bytes(self, data: bytes) -> str:
         sha256 = hashlib.sha256(data).hexdigest()
-        if not self._path(sha256).exists():
-            await to_thread.run_sync(self._write_whole, data, sha256)
+        await to_thread.run_sync(self._write_whole, data, sha256)
         return sha256
 
     async def adopt(self, path: Path) -> tuple[str, int]:
         return await to_thread.run_sync(self._adopt, path)
 
     async def get_bytes(self, sha256: str) -> bytes:
-        path = await self.local_path(sha256)
-        return await to_thread.run_sync(path.read_bytes)
+        return await to_thread.run_sync(_found, sha256, self._path(sha256).read_bytes)
 
     async def open(self, sha256: str) -> AsyncIterator[bytes]:
-        file = (await self.local_path(sha256)).open("rb", buffering=0)
+        path = self._path(sha256)
+        file = await to_thread.run_sync(_found, sha256, lambda: path.open("rb", buffering=0))
 
         async def pieces() -> AsyncIterator[bytes]:
             with file:
@@ -75,9 +80,13 @@ class DiskArtifacts:
 
     async def local_path(self, sha256: str) -> Path:
         path = self._path(sha256)
-        if not path.exists():
-            raise KeyError(sha256)
+        await to_thread.run_sync(_found, sha256, path.stat)
         return path
+
+    def _prepare(self) -> None:
+        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left_over in self._incoming.iterdir():
+            left_over.unlink()
 
     def _path(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / sha256
@@ -87,6 +96,8 @@ class DiskArtifacts:
         return self._incoming / f"{os.getpid()}-{self._taken}"
 
     def _write_whole(self, data: bytes, sha256: str) -> None:
+        if self._path(sha256).exists():
+            return
         temporary = self._temporary()
         with temporary.open("xb", buffering=0) as file:
             _write(file.fileno(), data)
@@ -115,6 +126,19 @@ class DiskArtifacts:
         finally:
             os.close(descriptor)
         temporary.rename(path)
+
+
+def _found(sha256: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise KeyError(sha256) from error
+
+
+async def _shielded(action: Callable[[], None]) -> None:
+    """Do it in a thread even when the task is being cancelled."""
+    with CancelScope(shield=True):
+        await to_thread.run_sync(action)
 
 
 def _link_or_copy(source: Path, target: Path, *, copy: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
+from anyio import to_thread
 
 from spellq.events import Cursor, Event, Logged
 from spellq.lifecycle import Command, Step, create, transitions
@@ -59,6 +60,7 @@ class SqliteStore:
         self._outbox = MemoryOutbox(clock)
         self._leases: dict[str, tuple[AgentInfo, float]] = {}
         self._nudges: dict[str, int] = {}
+        self._close_reader: Callable[[], None] = lambda: None
 
     @classmethod
     async def open(cls, home: Path, clock: Clock) -> "SqliteStore":
@@ -68,10 +70,11 @@ class SqliteStore:
             WrongSchema: it was written by another version.
         """
         connect = connector(home / "state.db")
-        reader = connect()
+        reader = await to_thread.run_sync(connect)
         log = FileEntryLog(home / "logs", lambda number: _status_lines(reader, number))
         writer = ThreadWriter(connect)
         store = cls(writer, clock, log)
+        store._close_reader = reader.close
         writer.on_failure = store._forget
         await store._start()
         return store
@@ -86,8 +89,9 @@ class SqliteStore:
         return store
 
     async def close(self) -> None:
-        self._writer.close()
+        await to_thread.run_sync(self._writer.close)
         self._log.close()
+        self._close_reader()
 
     async def _start(self) -> None:
         def load(connection: Any) -> tuple[int, list[Run]]:

@@ -1,0 +1,1 @@
+"""Exceptions and plain records, where Spell's scripts import them from."""

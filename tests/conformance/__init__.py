@@ -1,0 +1,1 @@
+"""What every adapter of a port must do. An adapter joins by a fixture in conftest.py."""

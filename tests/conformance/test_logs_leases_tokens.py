@@ -1,0 +1,87 @@
+"""LogStore, Leases, Tokens: the sequences and memories beside the runs."""
+
+from spellq.logs import LogEntry
+from spellq.ports import AgentInfo, NewRun, Store, Token
+from spellq.runs import RunSpec, Status
+from tests.clocks import HandClock
+
+AGENT = AgentInfo("box.1", "box", {"cpu": 4}, "0.1.0")
+
+
+def lines(clock: HandClock, *texts: str) -> list[LogEntry]:
+    ends = [sum(len(text) + 1 for text in texts[: place + 1]) for place in range(len(texts))]
+    return [
+        LogEntry(Status.RUNNING, text, clock.now(), raw_end=end)
+        for text, end in zip(texts, ends, strict=True)
+    ]
+
+
+async def run_with_log(store: Store) -> int:
+    (number,) = await store.allot("run", 1, "log")
+    await store.create([NewRun(number, "ada", RunSpec("true"))])
+    return number
+
+
+async def test_offsets_are_dense_whoever_appends(store: Store, clock: HandClock) -> None:
+    number = await run_with_log(store)
+    assert await store.append(number, lines(clock, "a", "b")) == 3
+    assert await store.append(number, lines(clock, "c")) == 4
+    assert [entry.log for entry in await store.read(number, 1)] == ["a", "b", "c"]
+    assert [entry.log for entry in await store.read(number, 2, 1)] == ["b"]
+    assert await store.read(number, 4) == []
+    assert await store.read(number + 1, 0) == []
+
+
+async def test_how_far_the_raw_output_got_is_kept_with_the_append(
+    store: Store, clock: HandClock
+) -> None:
+    number = await run_with_log(store)
+    assert await store.log_state(number) == (1, 0)
+    await store.append(number, lines(clock, "four", "é"))
+    assert await store.log_state(number) == (3, 7)
+
+
+async def test_a_long_log_is_read_from_anywhere(store: Store, clock: HandClock) -> None:
+    number = await run_with_log(store)
+    for start in range(0, 5000, 1000):
+        await store.append(number, lines(clock, *(f"line {start + n}" for n in range(1000))))
+    for offset in (1, 511, 512, 513, 4097, 5000):
+        (entry,) = await store.read(number, offset, 1)
+        assert entry.log == f"line {offset - 1}"
+
+
+async def test_any_text_comes_back_as_it_was(store: Store, clock: HandClock) -> None:
+    number = await run_with_log(store)
+    odd = ["", "tab\t", '"status_event":true', "\x1b[31mred", "💫", "\u2028", "x" * 100_000]
+    await store.append(number, lines(clock, *odd))
+    assert [entry.log for entry in await store.read(number, 1)] == odd
+
+
+async def test_a_lease_lasts_as_long_as_it_is_renewed(store: Store, clock: HandClock) -> None:
+    await store.renew(AGENT, 10)
+    clock.pass_seconds(9)
+    await store.renew(AGENT, 10)
+    clock.pass_seconds(9)
+    assert await store.agents() == [AGENT]
+    clock.pass_seconds(2)
+    assert await store.agents() == []
+
+
+async def test_a_released_lease_is_gone_at_once(store: Store) -> None:
+    await store.renew(AGENT, 10)
+    await store.release(AGENT.id)
+    assert await store.agents() == []
+
+
+async def test_the_renewals_answer_tells_that_something_is_wanted(store: Store) -> None:
+    before = await store.renew(AGENT, 10)
+    assert await store.renew(AGENT, 10) == before
+    await store.nudge(AGENT.id)
+    assert await store.renew(AGENT, 10) != before
+
+
+async def test_tokens_are_known_by_their_hash(store: Store, clock: HandClock) -> None:
+    token = Token("ada", "laptop", "admin", clock.now())
+    await store.put_token("ab" * 32, token)
+    assert await store.get_token("ab" * 32) == token
+    assert await store.get_token("cd" * 32) is None

@@ -1,0 +1,492 @@
+"""Commands in real worlds: what they see, what they cannot do, and how their ends are told.
+
+Needs root on Linux, as the executor does.
+"""
+
+import fcntl
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+import anyio
+import pytest
+
+from spellq.ports import ExecutionLost, Exit, Job, WorldError, WorldMount
+from spellq_workers.outputs import scan
+from spellq_workers.process import ProcessExecution, ProcessExecutor
+from spellq_workers.rawlog import OutputWatcher, RawLog
+from spellq_workers.worldcheck import check_world
+
+ENVIRONMENT: Final = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": str(Path.home()),
+    "USER": "root",
+}
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="worlds need root in this release")
+
+
+class Machine:
+    """An executor and the jobs given to it; `restart` is the death of the agent."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._executors = [ProcessExecutor(home)]
+        self._runs = 0
+
+    @property
+    def executor(self) -> ProcessExecutor:
+        return self._executors[-1]
+
+    def restart(self) -> ProcessExecutor:
+        self._executors.append(ProcessExecutor(self.home))
+        return self.executor
+
+    async def prepare(
+        self,
+        command: str,
+        *,
+        slot: str = "cpu-0",
+        cwd: str = "",
+        code: Path | None = None,
+        mounts: dict[str, Path] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> ProcessExecution:
+        self._runs += 1
+        job = Job(
+            run=self._runs,
+            attempt=1,
+            slot=slot,
+            command=command,
+            cwd=cwd,
+            environment=ENVIRONMENT | (environment or {}),
+            code=str(code) if code else None,
+            mounts=tuple(
+                WorldMount(str(source), target) for target, source in (mounts or {}).items()
+            ),
+        )
+        return await self.executor.prepare(job)
+
+    async def start(
+        self,
+        command: str,
+        *,
+        slot: str = "cpu-0",
+        code: Path | None = None,
+        mounts: dict[str, Path] | None = None,
+    ) -> ProcessExecution:
+        execution = await self.prepare(command, slot=slot, code=code, mounts=mounts)
+        await execution.start()
+        return execution
+
+    async def run(
+        self,
+        command: str,
+        *,
+        cwd: str = "",
+        code: Path | None = None,
+        mounts: dict[str, Path] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> tuple[Exit, str]:
+        """Execute and discard; returns the end and the output."""
+        execution = await self.prepare(
+            command, cwd=cwd, code=code, mounts=mounts, environment=environment
+        )
+        await execution.start()
+        end = await execution.ended()
+        output = execution.output.read_text()
+        await execution.discard()
+        return end, output
+
+    async def close(self) -> None:
+        """Ends whatever a failed test may have left running."""
+        executor = ProcessExecutor(self.home)
+        for adopted in await executor.adopt():
+            await adopted.execution.kill()
+            await adopted.execution.discard()
+        for each in (*self._executors, executor):
+            await each.close()
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    machine = Machine(tmp_path / "home")
+    yield machine
+    await machine.close()
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    folder = tmp_path / "code"
+    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "train.py").write_text("original")
+    (folder / "unused.txt").write_text("unused")
+    return folder
+
+
+async def _hear(execution: ProcessExecution, text: str) -> None:
+    """Wait until the command has written `text`."""
+    async with OutputWatcher() as watcher:
+        async for batch in RawLog(execution.output, 0, watcher).batches():
+            if any(piece.text == text for piece in batch):
+                return
+
+
+def test_worlds_can_be_made_here() -> None:
+    assert check_world() == []
+
+
+# What a command sees
+
+
+async def test_a_command_starts_in_its_code_with_its_environment(
+    machine: Machine, code: Path
+) -> None:
+    end, output = await machine.run(
+        "pwd; cat train.py; echo; env | sort", code=code, cwd="src", environment={"GREETING": "a b"}
+    )
+    assert end.code == 0
+    assert output.startswith("/spell/src\noriginal\n")
+    assert "GREETING=a b\n" in output
+    assert set(ENVIRONMENT) <= {line.partition("=")[0] for line in output.splitlines()}
+
+
+async def test_two_worlds_see_their_own_files_under_one_path(
+    machine: Machine, tmp_path: Path
+) -> None:
+    executions = []
+    for name in ("left", "right"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+        command = "mkfifo gate; echo ready; read < gate; cat /data/file"
+        mounts = {"/data": tmp_path / name}
+        executions.append(await machine.start(command, slot=name, mounts=mounts))
+    for execution in executions:
+        await _hear(execution, "ready")
+    for execution in executions:
+        await anyio.to_thread.run_sync((execution.files / "gate").write_text, "\n")
+    for execution, name in zip(executions, ("left", "right"), strict=True):
+        assert (await execution.ended()).code == 0
+        assert execution.output.read_text() == f"ready\n{name}"
+        await execution.discard()
+
+
+async def test_the_home_of_spellq_is_hidden(machine: Machine) -> None:
+    (machine.home / "agent").mkdir(parents=True, exist_ok=True)
+    _, output = await machine.run(f"ls -A {machine.home}; ls -A /.host; echo end")
+    assert "agent" not in output
+    assert output.endswith("end\n")
+
+
+async def test_the_interpreter_and_its_packages_are_there(machine: Machine) -> None:
+    end, output = await machine.run(f"{sys.executable} -c 'import spellq; print(\"fine\")'")
+    assert (end.code, output) == (0, "fine\n")
+
+
+@pytest.mark.parametrize("place", ["/spell", "/tmp", "~", "/dev/shm"])
+async def test_what_one_run_writes_the_next_does_not_see(machine: Machine, place: str) -> None:
+    end, _ = await machine.run(f"echo x > {place}/left && mkdir {place}/folder")
+    assert end.code == 0
+    _, output = await machine.run(f"ls {place}")
+    assert output == ""
+
+
+async def test_changed_modes_do_not_reach_the_next_run(machine: Machine) -> None:
+    await machine.run("chmod 700 /tmp; chmod 711 /spell ~")
+    _, output = await machine.run("stat -c %a /tmp /spell ~")
+    assert output.split() == ["1777", "755", "700"]
+
+
+async def test_shared_memory_of_a_run_is_gone_with_it(machine: Machine) -> None:
+    await machine.run("ipcmk -M 100 -M 100")
+    _, output = await machine.run("tail -n +2 /proc/sysvipc/shm")
+    assert output == ""
+
+
+# What a command cannot do
+
+
+@pytest.mark.parametrize("attempt", ["/usr/x", "/etc/hostname", "/mnt/data/new", "/new", "/dev/x"])
+async def test_the_host_and_mounts_are_read_only(
+    machine: Machine, tmp_path: Path, attempt: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    end, output = await machine.run(f"touch {attempt}", mounts={"/mnt/data": tmp_path / "data"})
+    assert end.code == 1
+    assert "Read-only file system" in output
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+async def test_a_command_has_no_capability_and_cannot_unmount(machine: Machine) -> None:
+    _, output = await machine.run("grep -E '^(Uid|CapEff|CapPrm|NoNewPrivs)' /proc/self/status")
+    fields = dict(line.split(":\t", 1) for line in output.splitlines())
+    assert fields["Uid"].startswith("0\t")
+    assert int(fields["CapEff"], 16) == int(fields["CapPrm"], 16) == 0
+    assert fields["NoNewPrivs"] == "1"
+    for target in ("/spell", "/tmp", "/.host"):
+        end, _ = await machine.run(f"umount -l {target}")
+        assert end.code != 0
+
+
+async def test_a_user_namespace_of_its_own_uncovers_nothing(machine: Machine) -> None:
+    command = "unshare -rm sh -c 'umount /.host; umount /spell; mount -o remount,bind,rw /usr'"
+    _, output = await machine.run(f"{command}; ls -A /.host; touch /usr/x && echo written")
+    assert "written" not in output
+    assert "etc" not in output.split()
+
+
+@pytest.mark.parametrize("secret", ["environ", "root/etc", "fd/3", "fd/4/", "cwd/etc", "maps"])
+async def test_a_command_cannot_look_into_the_helper(machine: Machine, secret: str) -> None:
+    end, _ = await machine.run(f"cat /proc/1/{secret} || ls /proc/1/{secret}")
+    assert end.code != 0
+
+
+async def test_a_command_does_not_inherit_the_helpers_files(machine: Machine) -> None:
+    _, output = await machine.run("for f in /proc/$$/fd/*; do readlink $f; done | sort -u")
+    assert [line for line in output.splitlines() if not line.endswith(("null", "output"))] == []
+
+
+# Mounts
+
+
+async def test_a_mount_may_be_where_the_host_has_nothing(machine: Machine, tmp_path: Path) -> None:
+    source = tmp_path / "model.bin"
+    source.write_text("weights")
+    targets = ("/mnt/deep/er/model.bin", "/fresh/model.bin", "/model.bin", "/tmp/a/m", "/spell/b/m")
+    _, output = await machine.run(
+        f"cat {' '.join(targets)}; test -d /usr/bin && ls /mnt",
+        mounts=dict.fromkeys(targets, source),
+    )
+    assert output.startswith("weights" * len(targets))
+    assert set(os.listdir("/mnt")) | {"deep"} == set(output[35:].split())
+    _, output = await machine.run("ls -d /mnt/deep /fresh /model.bin 2>/dev/null")
+    assert output == ""
+
+
+async def test_mounts_may_lie_in_mounts(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    (tmp_path / "outer" / "a").write_text("a")
+    (tmp_path / "b").write_text("b")
+    mounts = {"/data/inner/b": tmp_path / "b", "/data": tmp_path / "outer"}
+    _, output = await machine.run("cat /data/a /data/inner/b", mounts=mounts)
+    assert output == "ab"
+
+
+async def test_a_mount_over_a_file_of_another_kind_is_refused(
+    machine: Machine, tmp_path: Path
+) -> None:
+    with pytest.raises(WorldError, match=r"a folder at /etc/passwd: there is a file") as refused:
+        await machine.prepare("true", mounts={"/etc/passwd": tmp_path})
+    assert refused.value.mount
+    assert (await machine.run("true"))[0].code == 0
+
+
+async def test_a_mount_of_nothing_is_refused(machine: Machine, tmp_path: Path) -> None:
+    with pytest.raises(WorldError, match="No such file") as refused:
+        await machine.prepare("true", mounts={"/data": tmp_path / "nowhere"})
+    assert refused.value.mount
+
+
+async def test_a_mount_in_a_crowded_folder_is_refused(machine: Machine, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as crowded:  # the host's /tmp is not there
+        for number in range(4097):
+            Path(crowded, str(number)).touch()
+        with pytest.raises(WorldError, match="4097 entries"):
+            await machine.prepare("true", mounts={f"{crowded}/new": tmp_path})
+
+
+# Outputs
+
+
+async def test_outputs_are_what_is_new_or_changed_and_never_a_mount(
+    machine: Machine, code: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "input").write_text("input")
+    target = "/spell/in/data"
+    execution = await machine.start(
+        "echo new > model; echo more >> src/train.py; rm unused.txt; cat in/data/input",
+        code=code,
+        mounts={target: tmp_path / "data"},
+    )
+    assert (await execution.ended()).code == 0
+    found = await scan(execution.files, None, [target])
+    assert [file.path for file in found.files] == ["model", "src/train.py"]
+    assert (execution.files / "src/train.py").read_text() == "originalmore\n"
+    await execution.discard()
+    assert (code / "src" / "train.py").read_text() == "original"
+    assert (code / "unused.txt").exists()
+
+
+# Ends
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "ended_by"),
+    [("exit 66", 66, None), ("kill -TERM $$", 143, 15), ("sh -c 'kill -9 $$'; exit $?", 137, None)],
+)
+async def test_the_exit_code_is_the_shells(
+    machine: Machine, command: str, code: int, ended_by: int | None
+) -> None:
+    end, _ = await machine.run(command)
+    assert (end.code, end.signal) == (code, ended_by)
+    assert end.started_at <= end.ended_at
+
+
+async def test_output_and_errors_go_to_one_file_in_order(machine: Machine) -> None:
+    _, output = await machine.run("echo one; echo two >&2; echo three; cat")
+    assert output == "one\ntwo\nthree\n"
+
+
+async def test_stop_lets_the_command_clean_up(machine: Machine) -> None:
+    execution = await machine.start("trap 'echo bye; exit 3' TERM; echo up; sleep 99 & wait")
+    await _hear(execution, "up")
+    await execution.stop(30)
+    assert (await execution.ended()).code == 3
+    assert execution.output.read_text() == "up\nbye\n"
+
+
+async def test_a_command_that_ignores_stop_is_killed_after_the_grace(machine: Machine) -> None:
+    execution = await machine.start("trap '' TERM; echo up; while :; do sleep 99; done")
+    await _hear(execution, "up")
+    await execution.stop(0.05)
+    end = await execution.ended()
+    assert (end.code, end.signal) == (137, signal.SIGKILL)
+
+
+async def test_no_descendant_outlives_its_command(machine: Machine) -> None:
+    """A detached process holds a lock; once the end is told, the lock is free."""
+    execution = await machine.start(
+        "mkfifo gate; (setsid sh -c 'flock 9; echo locked; sleep 99' &) 9> lock; read < gate"
+    )
+    await _hear(execution, "locked")
+    with (execution.files / "lock").open("w") as lock:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        await anyio.to_thread.run_sync((execution.files / "gate").write_text, "\n")
+        assert (await execution.ended()).code == 0
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+async def test_kill_ends_everything_at_once(machine: Machine) -> None:
+    execution = await machine.start("trap '' TERM; echo up; sleep 99")
+    await _hear(execution, "up")
+    await execution.kill()
+    assert (await execution.ended()).code == 137
+
+
+async def test_a_command_started_twice_is_executed_once(machine: Machine) -> None:
+    execution = await machine.start("echo once")
+    await execution.start()
+    await execution.ended()
+    await execution.start()
+    assert execution.output.read_text() == "once\n"
+
+
+async def test_nothing_is_executed_before_start(machine: Machine) -> None:
+    execution = await machine.prepare("echo now")
+    assert not execution.output.exists()
+    await execution.discard()
+    assert not execution.folder.exists()
+
+
+async def test_a_missing_folder_is_refused_by_name(machine: Machine, code: Path) -> None:
+    with pytest.raises(WorldError, match=r"/spell/nowhere does not exist") as refused:
+        await machine.prepare("true", code=code, cwd="nowhere")
+    assert not refused.value.mount
+
+
+async def test_a_command_too_long_to_be_executed_says_so(machine: Machine) -> None:
+    end, output = await machine.run("true " + "x" * 200_000)
+    assert end.code == 126
+    assert "Argument list too long" in output
+
+
+# The agent's death
+
+
+async def test_a_running_command_is_found_again(machine: Machine) -> None:
+    execution = await machine.start("mkfifo gate; echo up; read < gate; exit 7")
+    await _hear(execution, "up")
+    [adopted] = await machine.restart().adopt()
+    assert adopted.started
+    assert (adopted.execution.run, adopted.execution.slot) == (1, "cpu-0")
+    await anyio.to_thread.run_sync((execution.files / "gate").write_text, "\n")
+    assert (await adopted.execution.ended()).code == 7
+    await adopted.execution.discard()
+    assert await machine.restart().adopt() == []
+
+
+async def test_an_end_nobody_heard_is_told_to_the_next_agent(machine: Machine) -> None:
+    execution = await machine.start("exit 7")
+    await execution.ended()
+    [adopted] = await machine.restart().adopt()
+    assert adopted.started
+    assert (await adopted.execution.ended()).code == 7
+
+
+async def test_the_journal_tells_the_end_when_the_helper_is_gone(machine: Machine) -> None:
+    execution = await machine.start("exit 7")
+    await execution.ended()
+    await machine.executor.close()
+    await _helper_is_gone(machine)
+    [adopted] = await machine.restart().adopt()
+    assert adopted.started
+    assert (await adopted.execution.ended()).code == 7
+    await adopted.execution.discard()
+    assert not execution.folder.exists()
+
+
+async def test_a_prepared_world_is_found_unstarted(machine: Machine) -> None:
+    await machine.prepare("exit 7")
+    [adopted] = await machine.restart().adopt()
+    assert not adopted.started
+    await adopted.execution.start()
+    assert (await adopted.execution.ended()).code == 7
+
+
+async def test_a_command_whose_helper_was_killed_is_lost(machine: Machine) -> None:
+    execution = await machine.start("echo up; sleep 99")
+    await _hear(execution, "up")
+    os.kill(int((execution.folder.parent / "helper.pid").read_text()), signal.SIGKILL)
+    with pytest.raises(ExecutionLost):
+        await execution.ended()
+    [adopted] = await machine.restart().adopt()
+    assert adopted.started
+    with pytest.raises(ExecutionLost):
+        await adopted.execution.ended()
+    await adopted.execution.discard()
+    assert (await machine.run("exit 7"))[0].code == 7
+
+
+async def test_a_cancelled_wait_loses_nothing(machine: Machine) -> None:
+    execution = await machine.start("mkfifo gate; echo up; read < gate; exit 7")
+    await _hear(execution, "up")
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await execution.ended()
+    await anyio.to_thread.run_sync((execution.files / "gate").write_text, "\n")
+    assert (await execution.ended()).code == 7
+
+
+async def test_closing_ends_idle_helpers(machine: Machine) -> None:
+    await machine.run("true")
+    await machine.executor.close()
+    await _helper_is_gone(machine)
+
+
+async def _helper_is_gone(machine: Machine, slot: str = "cpu-0") -> None:
+    """Wait for the end of a process that is nobody's child here."""
+    pid_file = machine.home / "agent" / "slots" / slot / "helper.pid"
+    try:
+        helper = os.pidfd_open(int(pid_file.read_text()))
+    except ProcessLookupError:
+        return
+    try:
+        await anyio.wait_readable(helper)
+    finally:
+        os.close(helper)

@@ -1,0 +1,99 @@
+"""Stored trees on this machine's disk."""
+
+import os
+from pathlib import Path
+
+import anyio
+import pytest
+
+from spellq.ports import WorldError
+from spellq.trees import TreeEntry, encode_tree, make_tree
+from spellq_brokers.embedded.artifacts import DiskArtifacts
+from spellq_workers.checkouts import Checkouts
+
+
+class _CountingArtifacts(DiskArtifacts):
+    opened = 0
+
+    async def local_path(self, sha256: str) -> Path:
+        self.opened += 1
+        return await super().local_path(sha256)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> _CountingArtifacts:
+    return _CountingArtifacts(tmp_path / "artifacts")
+
+
+@pytest.fixture
+def checkouts(tmp_path: Path, artifacts: DiskArtifacts) -> Checkouts:
+    return Checkouts(tmp_path / "checkouts", artifacts)
+
+
+async def _store(artifacts: DiskArtifacts) -> str:
+    entries = [
+        TreeEntry(path="a.txt", size=1, sha256=await artifacts.put_bytes(b"a")),
+        TreeEntry(path="bin/run", size=1, sha256=await artifacts.put_bytes(b"r"), executable=True),
+        TreeEntry(path="bin/latest", link="run"),
+    ]
+    _, data = encode_tree(make_tree(entries))
+    return await artifacts.put_bytes(data)
+
+
+async def test_a_tree_is_there_with_contents_modes_and_links(
+    artifacts: DiskArtifacts, checkouts: Checkouts
+) -> None:
+    path = await checkouts.path(await _store(artifacts))
+    assert (path / "a.txt").read_bytes() == b"a"
+    assert (path / "bin/run").stat().st_mode & 0o777 == 0o555
+    assert os.readlink(path / "bin/latest") == "run"
+
+
+async def test_a_mounted_file_shares_its_bytes_with_the_store(
+    artifacts: DiskArtifacts, checkouts: Checkouts
+) -> None:
+    path = await checkouts.path(await _store(artifacts))
+    stored = await artifacts.local_path(await artifacts.put_bytes(b"a"))
+    assert (path / "a.txt").samefile(stored)
+
+
+async def test_code_can_be_written_to_without_touching_the_store(
+    artifacts: DiskArtifacts, checkouts: Checkouts
+) -> None:
+    path = await checkouts.code(await _store(artifacts))
+    stored = await artifacts.local_path(await artifacts.put_bytes(b"a"))
+    assert (path / "a.txt").stat().st_mode & 0o777 == 0o644
+    assert not (path / "a.txt").samefile(stored)
+
+
+@pytest.mark.parametrize(("subpath", "content"), [("a.txt", b"a"), ("bin/latest", b"r")])
+async def test_a_single_file_is_given_as_a_file(
+    artifacts: DiskArtifacts, checkouts: Checkouts, subpath: str, content: bytes
+) -> None:
+    path = await checkouts.path(await _store(artifacts), subpath)
+    assert path.read_bytes() == content
+
+
+async def test_requests_at_once_share_one_build(
+    artifacts: _CountingArtifacts, checkouts: Checkouts
+) -> None:
+    tree = await _store(artifacts)
+    paths = set()
+
+    async def ask() -> None:
+        paths.add(await checkouts.path(tree, "bin"))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(20):
+            tasks.start_soon(ask)
+    assert len(paths) == 1
+    assert artifacts.opened == 2  # the tree and bin/run, once each
+
+
+async def test_what_is_missing_is_a_clear_error(
+    artifacts: DiskArtifacts, checkouts: Checkouts
+) -> None:
+    with pytest.raises(WorldError, match="There is no 'nowhere'"):
+        await checkouts.path(await _store(artifacts), "nowhere")
+    with pytest.raises(WorldError, match="content is missing"):
+        await checkouts.path("0" * 64)

@@ -1,0 +1,407 @@
+"""The slot helper: parent of a slot's commands, pid 1 of their world; it outlives the agent.
+
+Run as `python -I -S -X utf8 helper.py CONFIG`, CONFIG being a JSON object with `slot` (the slot's
+folder), `cover` (a folder no command may see) and `visible` (read-only folders a command sees at
+their own paths even where its own HOME or /tmp lies over them). The process that was started makes
+new PID, mount and IPC namespaces, listens on `socket` in the slot's folder, writes `helper.pid` and
+ends; its child goes on. With `check` (a folder) in CONFIG it only tries whether a world with an
+overlay can be made there: exit status 0, or a sentence on stderr.
+
+Only the standard library, nothing of spellq: the helper starts fast and survives an update.
+
+Guarantees: a command is executed at most once for a `prepare`; `ended` is sent only after every
+process of the world is dead and the journal `exit.json` is in the run's folder; what one run
+leaves in the world is gone before the next is prepared; without an agent and without a running
+command the helper ends after 30 seconds.
+
+Protocol: one JSON object a line. The latest connection wins. Every request gets one answer, in
+order; `ended` comes unasked, in between. All but `prepare`, `status` and `leave` name `run` and
+`attempt`, and get `unknown` when the helper holds another run.
+
+    {"do": "prepare", "run", "attempt", "folder", "command", "cwd", "environment", "code",
+     "mounts": [[source, target], ...]}     -> prepared | error {message, mount}
+    {"do": "start"}                         -> started; repeated, nothing happens again
+    {"do": "stop", "grace_seconds"}         -> done; SIGTERM now, SIGKILL to all after the grace
+    {"do": "kill"}                          -> done; SIGKILL to all
+    {"do": "discard"}                       -> discarded {clean} | error while the command runs;
+                                               not clean: `discarded-…` is left to be removed
+    {"do": "status"}                        -> status {run, attempt, state, exit}
+    {"do": "leave"}                         -> done, and the helper ends unless a command runs
+    ended {run, attempt, exit: {code, signal, started_at, ended_at}}
+
+What is in a run's folder, which `prepare` makes: see runfolder.py.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import NoReturn
+
+# Isolated (-I) and without site (-S): this package's own parent is not on the path.
+sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from spellq_workers.mounts import (
+    CLONE_NEWIPC,
+    CLONE_NEWNS,
+    CLONE_NEWPID,
+    give_up_privileges,
+    unshare,
+)
+from spellq_workers.places import Refused
+from spellq_workers.runfolder import Message, RunFolder
+from spellq_workers.world import RUN_DIRECTORY, World
+
+IDLE_SECONDS = 30.0
+
+_SHELL = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.path.exists(path)), "/bin/sh")
+
+
+class Command:
+    """One run's command: prepared, started once, ended."""
+
+    def __init__(self, request: Message, folder: RunFolder, boot_id: str) -> None:
+        self.run: int = request["run"]
+        self.attempt: int = request["attempt"]
+        self.exit: Message | None = None
+        self.pid: int | None = None
+        self._text: str = request["command"]
+        self._cwd = os.path.normpath(os.path.join(RUN_DIRECTORY, request["cwd"]))
+        self._environment: dict[str, str] = request["environment"]
+        self.folder = folder
+        self._boot_id = boot_id
+        self._started_at = 0.0
+        if not os.path.isdir(self._cwd):
+            raise Refused(f"The run's folder {self._cwd} does not exist in its code.")
+
+    @property
+    def state(self) -> str:
+        if self.exit is not None:
+            return "ended"
+        return "started" if self._started_at else "prepared"
+
+    def start(self) -> None:
+        """Execute it; one that cannot be executed says so in its output and ends with 126."""
+        output = self.folder.open_output()
+        self.folder.mark_started()
+        self._started_at = time.time()
+        try:
+            self.pid = self._spawn(output)
+        except (OSError, ValueError) as error:
+            os.write(output, f"spellq: the command cannot be executed: {error}\n".encode())
+            self.end(126, None)
+        finally:
+            os.close(output)
+
+    def end(self, code: int, ended_by: int | None) -> None:
+        """Every process is dead: write the journal."""
+        self.exit = {
+            "code": code,
+            "signal": ended_by,
+            "started_at": self._started_at,
+            "ended_at": time.time(),
+        }
+        journal = {"run": self.run, "attempt": self.attempt, "boot_id": self._boot_id, **self.exit}
+        self.folder.write_journal(journal)
+
+    def _spawn(self, output: int) -> int:
+        os.chdir(self._cwd)
+        try:
+            return os.posix_spawn(
+                _SHELL,
+                [os.path.basename(_SHELL), "-c", self._text],
+                self._environment,
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, output, 1),
+                    (os.POSIX_SPAWN_DUP2, output, 2),
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ),
+            )
+        finally:
+            os.chdir("/")
+
+
+class Helper:
+    """Serves one agent at a time, and at most one command."""
+
+    def __init__(self, listener: socket.socket, config: Message) -> None:
+        self._listener = listener
+        self._config = config
+        self._world: World | None = None
+        self._connection: socket.socket | None = None
+        self._received = b""
+        self._command: Command | None = None
+        self._status: int | None = None
+        self._kill_at: float | None = None
+        self._idle_since = time.monotonic()
+        self._leaving = False
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            self._boot_id = file.read().strip()
+        self._poll = select.poll()
+        self._poll.register(listener, select.POLLIN)
+        self._children = self._watch_children()
+
+    def serve(self) -> None:
+        while not self._leaving:
+            for descriptor, _ in self._poll.poll(self._timeout_ms()):
+                if descriptor == self._children:
+                    os.read(self._children, 4096)
+                    self._reap()
+                elif descriptor == self._listener.fileno():
+                    self._accept()
+                else:
+                    self._receive()
+            self._keep_deadlines()
+
+    def _watch_children(self) -> int:
+        readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writable, warn_on_full_buffer=False)
+        self._poll.register(readable, select.POLLIN)
+        return readable
+
+    def _running(self) -> bool:
+        return self._command is not None and self._command.state == "started"
+
+    def _deadline(self) -> float | None:
+        if self._running():
+            return self._kill_at
+        return None if self._connection is not None else self._idle_since + IDLE_SECONDS
+
+    def _timeout_ms(self) -> int | None:
+        deadline = self._deadline()
+        return None if deadline is None else max(0, int((deadline - time.monotonic()) * 1000) + 1)
+
+    def _keep_deadlines(self) -> None:
+        deadline = self._deadline()
+        if deadline is not None and time.monotonic() >= deadline:
+            if self._running():
+                self._kill_all()
+                self._kill_at = None
+            else:
+                self._leaving = True
+
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        self._disconnect()
+        connection.setblocking(False)
+        self._poll.register(connection, select.POLLIN)
+        self._connection, self._received = connection, b""
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._poll.unregister(self._connection)
+            self._connection.close()
+            self._connection = None
+            self._idle_since = time.monotonic()
+
+    def _receive(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            data = self._connection.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._disconnect()
+            return
+        *lines, self._received = (self._received + data).split(b"\n")
+        try:
+            for line in lines:
+                self._answer(json.loads(line))
+        except (ValueError, LookupError, TypeError) as error:
+            print(f"a request that is none: {error!r}", file=sys.stderr)  # noqa: T201
+            self._disconnect()
+
+    def _send(self, message: Message) -> None:
+        """An agent that does not read its answers loses its connection, never holds us up."""
+        if self._connection is None:
+            return
+        data = json.dumps(message).encode() + b"\n"
+        try:
+            if self._connection.send(data) == len(data):
+                return
+        except OSError:
+            pass
+        self._disconnect()
+
+    def _answer(self, request: Message) -> None:
+        verb = request["do"]
+        if verb == "prepare":
+            self._send(self._prepare(request))
+        elif verb == "status":
+            self._send(self._describe())
+        elif verb == "leave":
+            self._leaving = not self._running()
+            self._send({"is": "done"})
+        else:
+            self._answer_about_command(verb, request)
+
+    def _answer_about_command(self, verb: str, request: Message) -> None:
+        command = self._command
+        asked = (request["run"], request["attempt"])
+        if command is None or (command.run, command.attempt) != asked:
+            self._send({"is": "unknown"})
+        elif verb == "start":
+            self._start(command)
+        elif verb == "discard" and self._running():
+            self._send({"is": "error", "message": "The command is still running.", "mount": False})
+        elif verb == "discard":
+            self._send({"is": "discarded", "clean": self._forget()})
+        else:
+            if verb == "kill":
+                self._kill_all()
+            elif verb == "stop":
+                self._stop(command, request["grace_seconds"])
+            self._send({"is": "done"})
+
+    def _describe(self) -> Message:
+        command = self._command
+        if command is None:
+            return {"is": "status", "run": None, "attempt": None, "state": "idle", "exit": None}
+        return {
+            "is": "status",
+            "run": command.run,
+            "attempt": command.attempt,
+            "state": command.state,
+            "exit": command.exit,
+        }
+
+    def _prepare(self, request: Message) -> Message:
+        if self._running():
+            return {"is": "error", "message": "The slot has a running command.", "mount": False}
+        self._forget()
+        try:
+            self._command = self._make_command(request)
+        except (Refused, OSError) as error:
+            self._leaving = self._world is None
+            mount = isinstance(error, Refused) and error.mount
+            text = str(error) if isinstance(error, Refused) else error.strerror or str(error)
+            return {"is": "error", "message": text, "mount": mount}
+        return {"is": "prepared"}
+
+    def _make_command(self, request: Message) -> Command:
+        if self._world is None:
+            config = self._config
+            self._world = World(config["slot"], config["cover"], config["visible"])
+            give_up_privileges()
+        home = request["environment"].get("HOME", "")
+        folder = self._world.prepare(request["folder"], home, request["code"], request["mounts"])
+        try:
+            return Command(request, folder, self._boot_id)
+        except Refused:
+            self._world.discard(folder)
+            raise
+
+    def _forget(self) -> bool:
+        """Let go of the run in hand. False: its folder is left to be removed."""
+        command, self._command = self._command, None
+        if command is None or self._world is None:
+            return True
+        return self._world.discard(command.folder)
+
+    def _start(self, command: Command) -> None:
+        if command.state == "prepared":
+            self._status, self._kill_at = None, None
+            command.start()
+        self._send({"is": "started"})
+        if command.exit is not None:
+            self._report(command)
+
+    def _stop(self, command: Command, grace_seconds: float) -> None:
+        if self._running() and command.pid is not None and self._status is None:
+            os.killpg(command.pid, signal.SIGTERM)
+            self._kill_at = time.monotonic() + grace_seconds
+
+    def _kill_all(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+
+    def _reap(self) -> None:
+        command = self._command
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                break
+            if pid == 0:
+                return
+            if command is not None and pid == command.pid:
+                self._status = status
+                self._kill_all()
+        if command is not None and command.state == "started" and self._status is not None:
+            self._finish(command, self._status)
+
+    def _finish(self, command: Command, status: int) -> None:
+        ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+        code = os.WEXITSTATUS(status) if ended_by is None else 128 + ended_by
+        try:
+            command.end(code, ended_by)
+        except OSError as error:
+            print(f"the journal cannot be written: {error}", file=sys.stderr)  # noqa: T201
+        self._report(command)
+
+    def _report(self, command: Command) -> None:
+        self._send(
+            {"is": "ended", "run": command.run, "attempt": command.attempt, "exit": command.exit}
+        )
+        self._idle_since = time.monotonic()
+        if self._world is not None:
+            self._world.leave(command.folder)
+
+
+def _check(folder: str) -> None:
+    """Make a world with an overlay, and let this process's end take it down."""
+    os.mkdir(f"{folder}/code")
+    world = World(folder, folder, [])
+    world.discard(world.prepare(f"{folder}/run", "", f"{folder}/code", []))
+
+
+def _leave_agent(config: Message) -> socket.socket:
+    """Continue as pid 1 of new namespaces, listening; the process that was started ends."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if "slot" in config:
+        os.chdir(config["slot"])
+        with suppress(FileNotFoundError):
+            os.unlink("socket")
+        listener.bind("socket")
+        listener.listen(4)
+    os.setsid()
+    unshare(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC)
+    child = os.fork()
+    if child == 0:
+        return listener
+    if "check" in config:
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
+    with open("helper.pid", "w") as file:
+        file.write(str(child))
+    os._exit(0)
+
+
+def main() -> NoReturn:
+    config: Message = json.loads(sys.argv[1])
+    os.umask(0o022)
+    try:
+        listener = _leave_agent(config)
+        if "check" in config:
+            _check(config["check"])
+        else:
+            Helper(listener, config).serve()
+    except OSError as error:
+        print(error.strerror or error, file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The places a run brings into its slot's world, and their removal. Only the standard library."""
+
+import os
+import stat
+
+from spellq_workers.mounts import (
+    MS_BIND,
+    MS_NODEV,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REC,
+    is_below,
+    make_read_only,
+    make_writable,
+    mount,
+    unmount,
+)
+
+MAX_MIRRORED_ENTRIES = 4096
+
+
+class Refused(Exception):
+    """The world cannot be made as asked; the message is for the user."""
+
+    def __init__(self, message: str, *, mount: bool = False) -> None:
+        super().__init__(message)
+        self.mount = mount
+
+
+class Places:
+    """What is mounted in the world for one run.
+
+    A mount point that the host lacks is made where the run may write; elsewhere a tmpfs that
+    mirrors the folder it would be in, or the world's own root, is opened for writing until `seal`.
+    """
+
+    def __init__(self) -> None:
+        self._mounted: list[str] = []
+        self._writable: list[str] = []
+        self._top_level: list[str] = []
+
+    def bind(self, source: str, target: str, *, read_only: bool) -> None:
+        """Bind a file or folder at `target`, making the mount point where it is missing.
+
+        Raises:
+            Refused, OSError: it cannot be; what was made so far is still known to `remove`.
+        """
+        self._ensure_point(target, folder=os.path.isdir(source))
+        mount(source, target, "", MS_BIND)
+        self.add(os.path.realpath(target))
+        if read_only:
+            make_read_only(target, MS_NOSUID | MS_NODEV)
+
+    def add(self, target: str) -> None:
+        """Something was mounted at `target`."""
+        self._mounted.append(target)
+
+    def seal(self) -> None:
+        """Everything is in its place: what was opened for writing is read-only again."""
+        for place in self._writable:
+            make_read_only(place, MS_NOSUID | MS_NODEV)
+
+    def remove(self) -> None:
+        """Take away all of it; mounts on a mount go with it."""
+        for index, target in reversed(list(enumerate(self._mounted))):
+            if not any(is_below(target, earlier) for earlier in self._mounted[:index]):
+                unmount(target)
+        if "/" in self._writable:
+            make_writable("/")
+            for path in self._top_level:
+                (os.rmdir if os.path.isdir(path) else os.unlink)(path)
+            make_read_only("/", MS_NOSUID | MS_NODEV)
+        self._mounted, self._writable, self._top_level = [], [], []
+
+    def _ensure_point(self, target: str, *, folder: bool) -> None:
+        if os.path.exists(target):
+            if os.path.isdir(target) != folder:
+                what, there = ("a folder", "a file") if folder else ("a file", "a folder")
+                raise Refused(f"Cannot mount {what} at {target}: there is {there}.", mount=True)
+            return
+        place, missing = target, []
+        while not os.path.lexists(place):
+            place, name = os.path.split(place)
+            missing.append(name)
+        if not os.path.isdir(place):
+            raise Refused(f"Cannot mount at {target}: {place} is not a folder.", mount=True)
+        self._open_for_writing(place)
+        for name in reversed(missing):
+            place = os.path.join(place, name)
+            make_entry(place, folder=folder or place != target)
+            if os.path.dirname(place) == "/":
+                self._top_level.append(place)
+                if place != target:
+                    self._cover(place, 0o755)
+
+    def _open_for_writing(self, folder: str) -> None:
+        if not os.statvfs(folder).f_flag & MS_RDONLY:
+            return
+        if folder == "/":
+            make_writable("/")
+            self._writable.append("/")
+        else:
+            self._mirror(folder)
+
+    def _mirror(self, folder: str) -> None:
+        original = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            names = os.listdir(f"/proc/self/fd/{original}")
+            if len(names) > MAX_MIRRORED_ENTRIES:
+                raise Refused(
+                    f"Cannot mount below {folder}: it has {len(names)} entries, more than "
+                    f"{MAX_MIRRORED_ENTRIES}. Mount below /mnt or /spell.",
+                    mount=True,
+                )
+            self._cover(folder, os.stat(original).st_mode & 0o7777)
+            for name in names:
+                bind_entry(f"/proc/self/fd/{original}/{name}", f"{folder}/{name}")
+        finally:
+            os.close(original)
+
+    def _cover(self, folder: str, mode: int) -> None:
+        place = os.path.realpath(folder)
+        mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode:o}")
+        self.add(place)
+        self._writable.append(place)
+
+
+def make_entry(path: str, *, folder: bool) -> None:
+    """An empty folder or file to mount on."""
+    if folder:
+        os.mkdir(path)
+    else:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+
+
+def bind_entry(source: str, target: str) -> None:
+    """The entry at `source`, whatever its kind, again at `target`, with all mounts in it."""
+    mode = os.lstat(source).st_mode
+    if stat.S_ISLNK(mode):
+        os.symlink(os.readlink(source), target)
+        return
+    make_entry(target, folder=stat.S_ISDIR(mode))
+    mount(source, target, "", MS_BIND | MS_REC)

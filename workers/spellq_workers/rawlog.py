@@ -1,0 +1,163 @@
+"""A command's raw output, a file that grows, as the pieces that become log entries."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Final, Self
+
+from asyncinotify import Inotify, Mask, Watch
+from msgspec import Struct
+
+MAX_ENTRY_BYTES: Final = 1 << 20
+BATCH_LINES: Final = 4096
+_READ_BYTES: Final = 1 << 18
+
+
+class Piece(Struct, frozen=True):
+    """One line, without its end, or (`continued`) a part of one that is too long for an entry.
+
+    `raw_end` is the place in the file after it, in bytes.
+    """
+
+    text: str
+    raw_end: int
+    continued: bool = False
+
+
+class OutputWatcher:
+    """Tells when files grow: one inotify instance, shared by everyone who follows a file.
+
+    A context manager, to be left in the loop it was used in.
+    """
+
+    def __init__(self) -> None:
+        self._inotify: Inotify | None = None
+        self._wakers: dict[int, Callable[[], None]] = {}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def watch(self, path: Path, wake: Callable[[], None]) -> Watch:
+        """Call `wake` after every change of the file from now on. One watch a file."""
+        if self._inotify is None:
+            self._inotify = Inotify(sync_timeout=0)
+            asyncio.get_running_loop().add_reader(self._inotify.fd, self._read)
+        watch = self._inotify.add_watch(path, Mask.MODIFY)
+        self._wakers[watch.wd] = wake
+        return watch
+
+    def unwatch(self, watch: Watch) -> None:
+        if self._wakers.pop(watch.wd, None) is not None and self._inotify is not None:
+            self._inotify.rm_watch(watch)
+
+    def close(self) -> None:
+        """Let go of everything."""
+        if self._inotify is not None:
+            asyncio.get_running_loop().remove_reader(self._inotify.fd)
+            self._inotify.close()
+            self._inotify = None
+        self._wakers.clear()
+
+    def _read(self) -> None:
+        assert self._inotify is not None
+        while (event := self._inotify.sync_get()) is not None:
+            if event.mask & Mask.Q_OVERFLOW:
+                for wake in self._wakers.values():
+                    wake()
+            elif event.watch is not None and (waker := self._wakers.get(event.watch.wd)):
+                waker()
+
+
+class RawLog:
+    """Follows the file at `path` from byte `start` on.
+
+    Every byte is delivered exactly once, in order; a last line without an end after `finish`.
+    """
+
+    def __init__(self, path: Path, start: int, watcher: OutputWatcher) -> None:
+        self._path = path
+        self._watcher = watcher
+        self._grown = asyncio.Event()
+        self._finished = False
+        self._delivered = start
+        self._pending = b""
+
+    def finish(self) -> None:
+        """The file does not grow any more."""
+        self._finished = True
+        self._grown.set()
+
+    async def batches(self) -> AsyncIterator[list[Piece]]:
+        """Pieces as they come, never an empty batch; ends after `finish`, at the file's end."""
+        file = await self._open()
+        if file is None:
+            return
+        watch = None
+        try:
+            while True:
+                finished = self._finished
+                self._grown.clear()
+                while data := os.read(file, _READ_BYTES):
+                    for batch in self._split(data):
+                        yield batch
+                if finished:
+                    break
+                if watch is None:
+                    watch = self._watcher.watch(self._path, self._grown.set)
+                elif not self._finished:
+                    await self._grown.wait()
+            if self._pending:
+                yield [self._take(self._pending, 0)]
+        finally:
+            if watch is not None:
+                self._watcher.unwatch(watch)
+            os.close(file)
+
+    async def _open(self) -> int | None:
+        """A command that was never executed has no output; that is known when it has ended."""
+        while True:
+            finished = self._finished
+            try:
+                file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                if finished:
+                    return None
+                await self._grown.wait()
+                continue
+            os.lseek(file, self._delivered, os.SEEK_SET)
+            return file
+
+    def _split(self, data: bytes) -> list[list[Piece]]:
+        *lines, rest = (self._pending + data).split(b"\n")
+        pieces: list[Piece] = []
+        for line in lines:
+            self._pending = line
+            pieces += self._cut()
+            pieces.append(self._take(self._pending, 1))
+        self._pending = rest
+        pieces += self._cut()
+        return [pieces[at : at + BATCH_LINES] for at in range(0, len(pieces), BATCH_LINES)]
+
+    def _cut(self) -> list[Piece]:
+        """What of the pending line goes beyond one entry, in whole characters."""
+        pieces = []
+        while len(self._pending) > MAX_ENTRY_BYTES:
+            end = MAX_ENTRY_BYTES
+            while end > MAX_ENTRY_BYTES - 3 and self._pending[end] & 0xC0 == 0x80:
+                end -= 1
+            rest = self._pending[end:]
+            pieces.append(self._take(self._pending[:end], 0, continued=True))
+            self._pending = rest
+        return pieces
+
+    def _take(self, line: bytes, end: int, *, continued: bool = False) -> Piece:
+        self._delivered += len(line) + end
+        self._pending = b""
+        if not continued:
+            line = line.removesuffix(b"\r")
+        text = line.decode(errors="replace").replace("\0", "\ufffd")
+        return Piece(text, self._delivered, continued)
