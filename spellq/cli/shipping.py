@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from spellq.cli.connection import words_screen
+from spellq.cli.errors import CliError
 from spellq.cli.screen import Screen
 
 if TYPE_CHECKING:
@@ -25,7 +26,17 @@ def code_here(*, untracked: bool, quiet: bool) -> "Snapshot":
     snapshot = take_snapshot(Path.cwd(), untracked=untracked, home=spellq_home())
     for line in told(snapshot):
         screen.line(line)
+    if not has_start(snapshot):
+        raise CliError(
+            f"No file of the folder {snapshot.subfolder} goes along, so nothing can start in it. "
+            "Start from a folder that has some, or without --no-untracked."
+        )
     return snapshot
+
+
+def has_start(snapshot: "Snapshot") -> bool:
+    """Whether the folder the command is to start in will be there."""
+    return not snapshot.subfolder or any(snapshot.tree.below(snapshot.subfolder))
 
 
 def told(snapshot: "Snapshot") -> list[str]:

@@ -12,17 +12,9 @@ from spellq_brokers.embedded.artifacts import DiskArtifacts
 from spellq_workers.checkouts import Checkouts
 
 
-class _CountingArtifacts(DiskArtifacts):
-    opened = 0
-
-    async def local_path(self, sha256: str) -> Path:
-        self.opened += 1
-        return await super().local_path(sha256)
-
-
 @pytest.fixture
-def artifacts(tmp_path: Path) -> _CountingArtifacts:
-    return _CountingArtifacts(tmp_path / "artifacts")
+async def artifacts(tmp_path: Path) -> DiskArtifacts:
+    return await DiskArtifacts.make(tmp_path / "artifacts")
 
 
 @pytest.fixture
@@ -75,19 +67,19 @@ async def test_a_single_file_is_given_as_a_file(
 
 
 async def test_requests_at_once_share_one_build(
-    artifacts: _CountingArtifacts, checkouts: Checkouts
+    artifacts: DiskArtifacts, checkouts: Checkouts, tmp_path: Path
 ) -> None:
     tree = await _store(artifacts)
-    paths = set()
+    paths = []
 
     async def ask() -> None:
-        paths.add(await checkouts.path(tree, "bin"))
+        paths.append(await checkouts.path(tree, "bin"))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(20):
             tasks.start_soon(ask)
-    assert len(paths) == 1
-    assert artifacts.opened == 2  # the tree and bin/run, once each
+    assert len(paths) == 20
+    assert len(set(paths)) == len(os.listdir(tmp_path / "checkouts")) == 1
 
 
 async def test_what_is_missing_is_a_clear_error(

@@ -14,11 +14,11 @@ from spellq.cli.events import event_line
 from spellq.cli.files import ls_line
 from spellq.cli.info import facts
 from spellq.cli.runs import row, status_words, verbose_row
-from spellq.cli.shipping import told
+from spellq.cli.shipping import has_start, told
 from spellq.cli.tables import table
 from spellq.cli.times import ago, duration, listed, stamp
 from spellq.runs import Cause, Status
-from spellq.trees import Tree
+from spellq.trees import Tree, TreeEntry
 from spellq.wire import LsEntry, RunReply, RunView
 from spellq_sdk.models import RunEvent
 from spellq_sdk.snapshot import Snapshot
@@ -275,6 +275,13 @@ def test_what_is_told_of_a_snapshot() -> None:
     ]
     many = told(snapshot(warnings=tuple(f"File {number} is left out." for number in range(7))))
     assert many[-2:] == ["✨ File 4 is left out.", "✨ 2 more are left out."]
+
+
+def test_a_folder_without_files_is_no_place_to_start() -> None:
+    code = Tree((TreeEntry("lib/net.py", 1, "0" * 64),))
+    assert has_start(snapshot(tree=code))
+    assert has_start(snapshot(tree=code, subfolder="lib"))
+    assert not has_start(snapshot(tree=code, subfolder="li"))
 
 
 def test_doctor_lines() -> None:

@@ -26,8 +26,8 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path) -> DiskArtifacts:
-    return DiskArtifacts(tmp_path / "artifacts")
+async def artifacts(tmp_path: Path) -> DiskArtifacts:
+    return await DiskArtifacts.make(tmp_path / "artifacts")
 
 
 async def _save(

@@ -276,18 +276,22 @@ class Shelf:
         return encode_tree(tree)[0]
 
 
+async def taken(folder: Path) -> Snapshot:
+    return await anyio.to_thread.run_sync(take_snapshot, folder)
+
+
 async def test_only_what_is_missing_is_sent(tmp_path: Path) -> None:
     write(tmp_path, {f"{name:02}.py": f"{name}" for name in range(40)})
     write(tmp_path, {"twin.py": "7"})
     shelf, told = Shelf(), list[tuple[int, int]]()
-    first = take_snapshot(tmp_path)
+    first = await taken(tmp_path)
     tree = await upload(first, shelf, lambda done, total: told.append((done, total)))
     assert tree == encode_tree(first.tree)[0]
     assert told == [(done, 40) for done in range(1, 41)]
     assert shelf.most_at_once == 8
     write(tmp_path, {"new.py": "new"})
     told.clear()
-    await upload(take_snapshot(tmp_path), shelf, lambda done, total: told.append((done, total)))
+    await upload(await taken(tmp_path), shelf, lambda done, total: told.append((done, total)))
     assert told == [(1, 1)]
 
 
@@ -297,13 +301,13 @@ async def test_hashes_are_asked_for_in_batches(
     monkeypatch.setattr("spellq_sdk.snapshot.HASHES_A_QUESTION", 3)
     write(tmp_path, {f"{name}.py": f"{name}" for name in range(7)})
     shelf = Shelf()
-    await upload(take_snapshot(tmp_path), shelf)
+    await upload(await taken(tmp_path), shelf)
     assert shelf.questions == [3, 3, 1]
 
 
 async def test_a_file_that_changed_meanwhile(tmp_path: Path) -> None:
     write(tmp_path, {"a.py": "before", "b.py": "b"})
-    snapshot = take_snapshot(tmp_path)
+    snapshot = await taken(tmp_path)
     write(tmp_path, {"a.py": "after!"})
     with pytest.raises(SnapshotError, match=r"a\.py changed while the code was being sent"):
         await upload(snapshot, Shelf())
@@ -313,5 +317,5 @@ async def test_a_file_that_changed_meanwhile(tmp_path: Path) -> None:
 
 
 async def test_an_empty_snapshot_is_a_tree_too(tmp_path: Path) -> None:
-    snapshot = take_snapshot(tmp_path)
+    snapshot = await taken(tmp_path)
     assert await upload(snapshot, Shelf()) == encode_tree(Tree(()))[0]
