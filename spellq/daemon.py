@@ -50,6 +50,12 @@ class DaemonFiles:
             raise AlreadyRunning(f"Another spellq daemon runs in {self.home}.") from error
         self._lock = descriptor
 
+    def unlock(self) -> None:
+        """Let another daemon be the one of this home; the end of the process does it too."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def last_port(self) -> int | None:
         """The port of the daemon before, which master runs under way still know."""
         try:

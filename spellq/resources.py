@@ -35,7 +35,7 @@ def parse_resource(text: str) -> Resource:
     number, _, path = rest.partition("/")
     if kind != "runs" or not (number.isascii() and number.isdigit()) or int(number) == 0:
         raise InvalidResourceError(
-            f"Cannot mount resource {text!r}: it is not a valid resource. "
+            f"{text!r} is not a valid resource. "
             "Use runs/<number>[/path], for example runs/12/model.bin."
         )
     return Resource(int(number), relative_path(path, f"resource {text!r}"))

@@ -14,7 +14,8 @@ class LogEntry(Struct, frozen=True, kw_only=True):
 
     `status` is the status in force; `status_event` is True for the runtime's own line about a
     status and None for others; `timestamp` is an ISO 8601 string; `offset` is the line's place in
-    the log, counted from 0.
+    the log, counted from 0; a `continued` one is not the last of its line
+    (very long lines are split).
     """
 
     status: str
@@ -24,6 +25,7 @@ class LogEntry(Struct, frozen=True, kw_only=True):
     level: str | None = None
     important: bool = False
     offset: int = 0
+    continued: bool = False
 
     def __str__(self) -> str:
         return self.log
@@ -40,6 +42,7 @@ def log_entry(line: LogLine) -> LogEntry:
         level=entry.level,
         important=entry.important,
         offset=line.offset,
+        continued=entry.continued,
     )
 
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Final
 
 from spellq.control.errors import NotFound, Rejected
-from spellq.control.outputs import SavedOutputs
+from spellq.control.outputs import Saved, SavedOutputs
 from spellq.outbox import Outbox
 from spellq.ports import ArtifactStore, Clock, NewRun, Store
 from spellq.resources import InvalidResourceError, mount_target, working_directory
@@ -117,7 +117,7 @@ class Launcher:
         known = sorted({kind for agent in await self._store.agents() for kind in agent.slots})
         if key in known:
             return
-        near = get_close_matches(key, known, n=1)
+        near = get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise Rejected(
             f"Unknown machine type {name!r}.{hint} Served here: {', '.join(known) or 'none'}. "
@@ -134,20 +134,30 @@ class Launcher:
     async def _mounts(self, resources: dict[str, str], owner: str) -> tuple[Mount, ...]:
         mounts: dict[str, Mount] = {}
         for resource, mount_point in resources.items():
-            try:
-                target = mount_target(resource, mount_point)
-            except InvalidResourceError as error:
-                raise Rejected(str(error)) from error
+            target = _target(resource, mount_point)
             if target in mounts:
                 raise Rejected(
                     f"Both {mounts[target].resource!r} and {resource!r} would be mounted at "
                     f"{target}. Give each a place of its own."
                 )
-            saved = await self._outputs.find(resource, owner)
+            saved = await self._find(resource, owner)
             mounts[target] = Mount(
                 resource=resource.rstrip("/"), target=target, tree=saved.tree_id, path=saved.path
             )
         return tuple(mounts[target] for target in sorted(mounts))
+
+    async def _find(self, resource: str, owner: str) -> Saved:
+        try:
+            return await self._outputs.find(resource, owner)
+        except Rejected as error:
+            raise type(error)(f"Cannot mount resource {resource!r}: {error}") from error
+
+
+def _target(resource: str, mount_point: str) -> str:
+    try:
+        return mount_target(resource, mount_point)
+    except InvalidResourceError as error:
+        raise Rejected(str(error)) from error
 
 
 def _check_text(request: RunRequest) -> None:

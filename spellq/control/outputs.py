@@ -89,7 +89,7 @@ class SavedOutputs:
 
 
 def _refusal(resource: Resource, why: str) -> str:
-    return f"Cannot mount resource '{resource}': it is not a valid resource, {why}."
+    return f"'{resource}' is not a valid resource: {why}."
 
 
 def _rows(saved: Saved) -> Iterator[LsEntry]:

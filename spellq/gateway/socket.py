@@ -129,9 +129,7 @@ class _Conversation:
                 await self._send(EventMessage(id=request.id, cursor=after))
                 async for logged in self._services.feed.events(wanted, after):
                     event = event_view(logged.event)
-                    await self._send(
-                        EventMessage(id=request.id, cursor=logged.cursor, event=event)
-                    )
+                    await self._send(EventMessage(id=request.id, cursor=logged.cursor, event=event))
             except ValueError as error:
                 self._fail(request.id, 400, f"{error}.")
 

@@ -71,7 +71,7 @@ async def burst(client: AsyncClient, home: Path) -> float:
     await asyncio.gather(*(one(run) for run in runs))
     took = time.perf_counter() - begin
     print(
-        f"  {AT_ONCE} runs of `true` at once, {SLOTS} slots   {AT_ONCE / took:7.0f} runs/s   (aim 400)"
+        f"  {AT_ONCE} runs of `true`, {SLOTS} slots            {AT_ONCE / took:7.0f} runs/s   (aim 400)"
     )
     show("claim -> running", await claims(client, runs), "p99 20")
     ends = command_ends(home)

@@ -1,6 +1,5 @@
 """Where a client looks for its gateway, and how it tells a living daemon from what one left."""
 
-import fcntl
 import os
 import stat
 import subprocess
@@ -13,6 +12,7 @@ import msgspec
 import pytest
 
 import spellq
+from spellq.daemon import DaemonFiles
 from spellq_sdk.daemon import ensure_daemon, find_daemon, stop_daemon
 from spellq_sdk.exceptions import ClientException, UnauthorizedClient
 from spellq_sdk.settings import Settings, settings_from
@@ -70,16 +70,16 @@ def leave(home: Path, pid: int, version: str = spellq.__version__) -> None:
     record = {"url": "http://127.0.0.1:7735", "pid": pid, "version": version}
     (home / "daemon.json").write_bytes(msgspec.json.encode(record))
     (home / "token").write_text("sq_ada_local_secret\n")
-    (home / "daemon.lock").touch()
 
 
 @pytest.fixture
 def locked(tmp_path: Path) -> Iterator[Path]:
     """A home whose lock is held, as by a living daemon (this process)."""
     leave(tmp_path, os.getpid())
-    with (tmp_path / "daemon.lock").open("r+") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield tmp_path
+    files = DaemonFiles(tmp_path)
+    files.lock()
+    yield tmp_path
+    files.unlock()
 
 
 def test_a_living_daemon_is_found_and_none_is_started(locked: Path) -> None:
@@ -135,9 +135,9 @@ def test_a_daemon_that_does_not_start_is_quoted(tmp_path: Path) -> None:
 def test_a_daemon_on_its_way_out_is_let_go_before_another_is_started(tmp_path: Path) -> None:
     leave(tmp_path, os.getpid())
     (tmp_path / "daemon.json").unlink()  # no longer announced, still locked
-    lock = (tmp_path / "daemon.lock").open("r+")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    leaving = threading.Thread(target=lock.close)
+    files = DaemonFiles(tmp_path)
+    files.lock()
+    leaving = threading.Thread(target=files.unlock)
     with pytest.raises(ClientException, match="nonsense"):
         ensure_daemon(tmp_path, arguments=["--nonsense"], announce=leaving.start)
     leaving.join()
