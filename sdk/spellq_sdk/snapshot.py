@@ -65,6 +65,8 @@ def take_snapshot(
         SnapshotError: git refuses, a file cannot be read, or they have more than `limit` bytes.
     """
     folder = folder.resolve()
+    if home is not None and folder.is_relative_to(home.resolve()):
+        raise SnapshotError(f"{folder} is spellq's own folder. Go to the folder of your project.")
     root = _repository_root(folder)
     warnings: list[str] = []
     commit, subject, dirty, others = "", "", False, frozenset[str]()

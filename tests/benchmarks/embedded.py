@@ -70,9 +70,8 @@ async def burst(client: AsyncClient, home: Path) -> float:
     runs = await asyncio.gather(*(client.runs.new(command="true") for _ in range(AT_ONCE)))
     await asyncio.gather(*(one(run) for run in runs))
     took = time.perf_counter() - begin
-    print(
-        f"  {AT_ONCE} runs of `true`, {SLOTS} slots            {AT_ONCE / took:7.0f} runs/s   (aim 400)"
-    )
+    what = f"{AT_ONCE} runs of `true` at once, {SLOTS} slots"
+    print(f"  {what:<34} {AT_ONCE / took:7.0f} runs/s   (aim 400)")
     show("claim -> running", await claims(client, runs), "p99 20")
     ends = command_ends(home)
     show("exit -> awake", [awake[run.id] - ends[run.id] for run in runs], "p99 20")

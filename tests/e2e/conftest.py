@@ -40,7 +40,7 @@ class Installation:
         """Run the command to its end."""
         return subprocess.run(
             [SPELLQ.with_name(name), *arguments],
-            cwd=cwd or self.home,
+            cwd=cwd or self.home.parent,
             env=self.environment(**more),
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -228,8 +228,8 @@ def test_errors_of_the_command_line_are_one_line(shared: Installation, project: 
         shared.spellq("run", "-t", "k80", "true", cwd=project), 1
     )
     assert "runs/4711" in error_of(shared.spellq("ls", "runs/4711"), 1)
-    wrong = {"SPELLQ_URL": shared.start().url, "SPELLQ_TOKEN": "wrong"}
-    assert "not valid" in error_of(shared.spellq("ps", **wrong), 1)
+    told = shared.spellq("ps", SPELLQ_URL=shared.start().url, SPELLQ_TOKEN="wrong")
+    assert "not valid" in error_of(told, 1)
 
 
 def test_a_gateway_that_is_not_there(shared: Installation) -> None:

@@ -31,7 +31,7 @@ from spellq.runs import FINAL, LIFECYCLE, Cause, Run, RunSpec, Status, reached
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 S = Status
 
-NATURAL = [
+NATURAL: list[Command] = [
     Claim(1, "agent", "cpu-0", "claim"),
     Advance(1, S.RUNNING),
     Advance(1, S.SAVING),

@@ -249,12 +249,17 @@ class Attempt:
             return await execution.ended()
         _, start = await self._workshop.store.log_state(self.number)
         raw = RawLog(Path(execution.output), start, self._workshop.watcher)
+        outcome: Exit | ExecutionLost
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._append_output, raw)
             try:
-                return await execution.ended()
-            finally:
-                raw.finish()
+                outcome = await execution.ended()
+            except ExecutionLost as lost:
+                outcome = lost
+            raw.finish()
+        if isinstance(outcome, ExecutionLost):
+            raise outcome
+        return outcome
 
     def _status_follows(self) -> bool:
         return self._status in (Status.BUILDING, Status.RUNNING, Status.STOPPING, Status.KILLING)
