@@ -37,7 +37,7 @@ from spellq.tokens import make_master_token, token_hash
 from spellq.trees import Tree, decode_tree, encode_tree
 from spellq_workers.checkouts import Checkouts
 from spellq_workers.environment import run_environment
-from spellq_workers.outputs import Scan, save, scan
+from spellq_workers.outputs import Scan, is_untouched, save, scan
 from spellq_workers.rawlog import OutputWatcher, RawLog
 
 T = TypeVar("T")
@@ -91,6 +91,7 @@ class Attempt:
         self._preparing: anyio.CancelScope | None = None
         self._status = Status.BUILDING
         self._wanted: Status | None = None
+        self._raw_start = 0
 
     async def carry_out(self, ticket: Ticket) -> None:
         """Claim the run and see it to its end; a run that does not want it (any more) is left."""
@@ -106,6 +107,7 @@ class Attempt:
         self.claimed.set()
         self._execution = execution
         self._status = run.status
+        _, self._raw_start = await self._workshop.store.log_state(self.number)
         try:
             await self._see_through(self._go_on(run, execution, started=started))
         finally:
@@ -247,8 +249,7 @@ class Attempt:
         """Carry the command's output into the log until it has ended and all of it is there."""
         if not self._status_follows():
             return await execution.ended()
-        _, start = await self._workshop.store.log_state(self.number)
-        raw = RawLog(Path(execution.output), start, self._workshop.watcher)
+        raw = RawLog(Path(execution.output), self._raw_start, self._workshop.watcher)
         outcome: Exit | ExecutionLost
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._append_output, raw)
@@ -284,9 +285,7 @@ class Attempt:
 
     async def _save(self, run: Run, execution: Execution, ended: Exit) -> None:
         """Save outputs and end; a run without any ends in one step."""
-        snapshot = await self._snapshot(run)
-        targets = [mount.target for mount in run.spec.mounts]
-        found = await scan(Path(execution.files), snapshot, targets)
+        found = await self._scan(run, execution)
         saving = Advance(self.attempt, Status.SAVING, (_SCANNING, *found.notes))
         pushing = Advance(self.attempt, Status.PUSHING)
         if not found:
@@ -306,10 +305,14 @@ class Attempt:
             ),
         )
 
-    async def _snapshot(self, run: Run) -> Tree | None:
-        if run.spec.snapshot is None:
-            return None
-        return decode_tree(await self._workshop.artifacts.get_bytes(run.spec.snapshot))
+    async def _scan(self, run: Run, execution: Execution) -> Scan:
+        files = Path(execution.files)
+        if is_untouched(files):
+            return Scan()
+        snapshot = None
+        if run.spec.snapshot is not None:
+            snapshot = decode_tree(await self._workshop.artifacts.get_bytes(run.spec.snapshot))
+        return await scan(files, snapshot, [mount.target for mount in run.spec.mounts])
 
     async def _store_outputs(self, found: Scan) -> tuple[str, Tree]:
         async def say(texts: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import os
 import pwd
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,11 @@ from spellq.runs import Run
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+@cache
+def _user() -> pwd.struct_passwd:
+    return pwd.getpwuid(os.getuid())
+
+
 def run_environment(
     run: Run, user_values: Mapping[str, str], gateway_url: str, master_token: str | None
 ) -> dict[str, str]:
@@ -20,7 +26,7 @@ def run_environment(
 
     Only a master run's holds a secret of ours: the token it launches worker runs with.
     """
-    user = pwd.getpwuid(os.getuid())
+    user = _user()
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{_SYSTEM_PATH}",
         "HOME": user.pw_dir,

@@ -37,6 +37,12 @@ class Scan(Struct, frozen=True):
         return bool(self.files or self.links)
 
 
+def is_untouched(files: Path) -> bool:
+    """Whether the run's folder holds nothing at all: one system call, no thread."""
+    with os.scandir(files) as entries:
+        return next(entries, None) is None
+
+
 async def scan(files: Path, snapshot: Tree | None, mount_targets: Sequence[str]) -> Scan:
     """Look through the folder an execution's `files` names, after its last process is dead.
 
