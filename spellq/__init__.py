@@ -7,6 +7,8 @@ that `import spellq` costs nothing.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from spellq.version import __version__
+
 if TYPE_CHECKING:
     from spellq_sdk import (
         AsyncClient,
@@ -15,7 +17,6 @@ if TYPE_CHECKING:
         WaitError,
     )
 
-__version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "ClientException", "WaitError", "__version__"]
 
 

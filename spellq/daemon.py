@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from spellq import __version__
+from spellq.version import __version__
 
 
 class DaemonRecord(Struct, frozen=True):

@@ -24,8 +24,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from spellq import __version__
 from spellq.daemon import daemon_lives
+from spellq.version import __version__
 from spellq_sdk.exceptions import ClientException
 from spellq_sdk.settings import spellq_home
 

@@ -6,7 +6,7 @@ from typing import Any, Final, Required, TypedDict
 
 import msgspec
 
-from spellq import __version__
+from spellq.version import __version__
 from spellq.wire import RunRequest
 from spellq_sdk.exceptions import bad_request
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from spellq import __version__
+from spellq.version import __version__
 from spellq.wire import IDEMPOTENCY_HEADER, VERSION_HEADER, ErrorReply
 from spellq_sdk.backoff import backoff
 from spellq_sdk.doors import Address, Door

@@ -8,9 +8,9 @@ from typing import Final
 
 import click
 
-import spellq
 from spellq.cli.errors import CliError, error_text
 from spellq.cli.screen import errors
+from spellq.version import __version__
 
 COMMANDS: Final = {
     "run": "launch",
@@ -55,7 +55,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["--help"], "max_content_width": 100},
     epilog='Start with: spellq run "echo hello > greeting.txt"',
 )
-@click.version_option(spellq.__version__, "--version", message="%(prog)s %(version)s")
+@click.version_option(__version__, "--version", message="%(prog)s %(version)s")
 @click.help_option("-h", "--help")
 @click.option("--debug", is_flag=True, hidden=True)
 def root(debug: bool) -> None:

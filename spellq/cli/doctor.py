@@ -14,10 +14,10 @@ from typing import Final
 import click
 from msgspec import Struct
 
-import spellq
 from spellq.cli.connection import print_json
 from spellq.cli.options import output_option
 from spellq.cli.screen import output
+from spellq.version import __version__
 
 _LEAST_PYTHON: Final = (3, 11)
 _LEAST_DISK_BYTES: Final = 1 << 30
@@ -135,12 +135,12 @@ def _daemon(home: Path) -> Iterator[Check]:
 
     found = find_daemon(home)
     if found is not None:
-        same = found.version == spellq.__version__
+        same = found.version == __version__
         yield Check(
             "Daemon",
             True,
             f"running at {found.url}, version {found.version}"
-            + ("" if same else f" (this is {spellq.__version__}; the next command replaces it)"),
+            + ("" if same else f" (this is {__version__}; the next command replaces it)"),
         )
         return
     yield Check("Daemon", True, "not running (started when needed)")

@@ -7,10 +7,10 @@ from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from spellq import __version__
 from spellq.gateway import artifacts, errors, runs, socket, streams
 from spellq.gateway.auth import AuthenticationMiddleware
 from spellq.gateway.services import Services
+from spellq.version import __version__
 
 API = "/api"
 

@@ -7,12 +7,12 @@ import msgspec
 from litestar import Request, get, post
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody
 
-from spellq import __version__
 from spellq.control.errors import Rejected
 from spellq.gateway.auth import Caller
 from spellq.gateway.services import Provided
 from spellq.ports import RunQuery
 from spellq.runs import Status
+from spellq.version import __version__
 from spellq.wire import (
     IDEMPOTENCY_HEADER,
     LabelRequest,

@@ -10,7 +10,6 @@ import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 from msgspec import Struct
 
-from spellq import __version__
 from spellq.lifecycle import Find, Refused
 from spellq.outbox import Outbox
 from spellq.ports import (
@@ -26,6 +25,7 @@ from spellq.ports import (
 )
 from spellq.runs import MASTER_QUEUE, Cause, Run
 from spellq.seal import Sealer
+from spellq.version import __version__
 from spellq_workers.attempt import Attempt, Workshop, command_for_lost
 from spellq_workers.checkouts import Checkouts
 from spellq_workers.rawlog import OutputWatcher
