@@ -58,7 +58,7 @@ class Supervisor:
             while True:
                 self._nearer = anyio.Event()
                 try:
-                    seconds = await self._look()
+                    seconds = await self.look()
                 except StoreUnavailable:
                     seconds = NET_SECONDS
                 with anyio.move_on_after(seconds):
@@ -69,7 +69,7 @@ class Supervisor:
             if logged.event.data.get("due_at") is not None:
                 self._nearer.set()
 
-    async def _look(self) -> float:
+    async def look(self) -> float:
         """Do all that is due; returns the seconds until there may be more."""
         stale = await self._store.unpublished(RELAY_AFTER_SECONDS)
         await self._outbox.publish(stale)
