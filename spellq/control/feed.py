@@ -5,7 +5,7 @@ from the run's own history after 50 ms. A reader that comes back with its cursor
 """
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -99,7 +99,9 @@ class Feed:
         """Where `events` begins when it is given no cursor."""
         return self._newest
 
-    async def events(self, wanted: EventFilter, after: Cursor | None) -> AsyncIterator[Logged]:
+    async def events(
+        self, wanted: EventFilter, after: Cursor | None
+    ) -> AsyncGenerator[Logged, None]:
         """The events that match, from after the cursor (or from now on), without end.
 
         Raises:
