@@ -56,8 +56,7 @@ class Outbox:
             await self._bus.offer(tickets)
         await self._bus.publish(told)
         for entry in told:
-            if entry.log_length:
-                self._bus.log_grew(entry.run.id, entry.log_length)
+            self._bus.log_grew(entry.run.id, entry.log_length)
         await self._store.strike(told)
 
 

@@ -35,7 +35,7 @@ class Feed:
         self._places: dict[Cursor, int] = {}
         self._newest: Cursor = ""
         self._grown = anyio.Event()
-        self._logs: dict[int, anyio.Event] = {}
+        self._logs: dict[int, set[anyio.Event]] = {}
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Read the bus until cancelled; started once what is published next will be seen."""
@@ -50,8 +50,7 @@ class Feed:
         async with self._bus.log_lengths() as lengths:
             task_status.started()
             async for number, _ in lengths:
-                event = self._logs.get(number)
-                if event is not None:
+                for event in self._logs.get(number, ()):
                     event.set()
 
     # Watching one run
@@ -80,17 +79,18 @@ class Feed:
 
     # Following logs
 
-    def log_growth(self, number: int) -> anyio.Event:
+    @contextmanager
+    def log_growth(self, number: int) -> Iterator[anyio.Event]:
         """An event that is set when the run's log grows. Ask for it first, then read the log."""
-        event = self._logs.get(number)
-        if event is None or event.is_set():
-            event = self._logs[number] = anyio.Event()
-        return event
-
-    def forget_log(self, number: int, event: anyio.Event) -> None:
-        """Nobody waits for that event any more."""
-        if self._logs.get(number) is event and not event.statistics().tasks_waiting:
-            del self._logs[number]
+        event = anyio.Event()
+        waiting = self._logs.setdefault(number, set())
+        waiting.add(event)
+        try:
+            yield event
+        finally:
+            waiting.discard(event)
+            if not waiting and self._logs.get(number) is waiting:
+                del self._logs[number]
 
     # Following everything
 

@@ -45,19 +45,16 @@ async def _lines(
     services: Services, number: int, offset: int, follow: bool
 ) -> AsyncIterator[bytes]:
     while True:
-        growth = services.feed.log_growth(number)
-        try:
+        with services.feed.log_growth(number) as growth:
             run = await services.store.get(number)
             entries = await services.store.read(number, offset)
-            if entries:
-                yield _chunk(offset, entries)
-                offset += len(entries)
-            elif not follow or run is None or run.is_final:
-                return
-            else:
+            if not entries and follow and run is not None and not run.is_final:
                 await growth.wait()
-        finally:
-            services.feed.forget_log(number, growth)
+                continue
+        if not entries:
+            return
+        yield _chunk(offset, entries)
+        offset += len(entries)
 
 
 def _chunk(offset: int, entries: list[LogEntry]) -> bytes:
