@@ -13,6 +13,9 @@ from spellq.runs import SCHEMA, Cause, Reached, Run, Status
 Cursor = str
 """A place in the event log, opaque to everyone but the log that made it."""
 
+BEGINNING: Final[Cursor] = "0"
+"""The cursor of every log's beginning, before the oldest event that is kept."""
+
 
 class EventType(StrEnum):
     RUN_CREATED = "run.created"

@@ -230,12 +230,25 @@ class _Moves:
         self.lines.extend(ending_lines(self.run))
 
     def say(self, text: str) -> None:
-        self.lines.append(
-            LogEntry(status=self.run.status, log=text, at=self.at, status_event=True, level="info")
-        )
+        self._add_line(text, status_event=True, level="info")
 
     def note(self, text: str) -> None:
-        self.lines.append(LogEntry(status=self.run.status, log=text, at=self.at))
+        self._add_line(text)
+
+    def _add_line(
+        self, text: str, *, status_event: bool = False, level: str | None = None
+    ) -> None:
+        run = self.run
+        self.lines.append(
+            LogEntry(
+                status=run.status,
+                log=text,
+                at=self.at,
+                status_event=status_event,
+                level=level,
+                version=run.version,
+            )
+        )
 
     def step(self) -> Step:
         return Step(self.run, tuple(self.events), tuple(self.lines))

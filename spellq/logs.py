@@ -17,6 +17,7 @@ class LogEntry(Struct, frozen=True, omit_defaults=True):
     `status` is the status in force. `raw_end` is the place in the command's raw output up to which
     this entry reaches, in bytes; it lets an agent go on where its last append ended. `continued`
     marks an entry that is not the last of its line (lines over the entry limit are split).
+    `version` is the run's, for a line that was said by a step of its life.
     """
 
     status: Status
@@ -26,6 +27,7 @@ class LogEntry(Struct, frozen=True, omit_defaults=True):
     level: str | None = None
     important: bool = False
     raw_end: int | None = None
+    version: int | None = None
     continued: bool = False
 
 
@@ -56,7 +58,14 @@ def ending_lines(run: Run) -> tuple[LogEntry, ...]:
         texts.insert(0, f"Total run time: {go_duration(run.ended_at - run.started_at)}")
     level = "error" if run.status in _ERRORS else "info"
     return tuple(
-        LogEntry(status=run.status, log=text, at=run.ended_at, status_event=True, level=level)
+        LogEntry(
+            status=run.status,
+            log=text,
+            at=run.ended_at,
+            status_event=True,
+            level=level,
+            version=run.version,
+        )
         for text in texts
     )
 

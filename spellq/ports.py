@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -17,6 +17,10 @@ from spellq.events import Cursor, Event, Logged
 from spellq.lifecycle import Command
 from spellq.logs import LogEntry
 from spellq.runs import Run, RunSpec, Status, Workflow
+
+DUE_AT_ONCE: Final = 1000
+LEASE_SECONDS: Final = 10.0
+"""An agent that was not heard for that long is lost."""
 
 
 class UnknownRun(LookupError):
@@ -69,10 +73,10 @@ class Committed(Struct, frozen=True):
 class RunQuery(Struct, frozen=True, kw_only=True):
     """Which runs to list, newest first. `before` is the page cursor: the last number seen.
 
-    `labels` asks for any of them. `agent` finds the live runs an agent owns.
+    `labels` asks for any of them. `agent` finds the live runs an agent owns. `limit` None is all.
     """
 
-    limit: int = 50
+    limit: int | None = 50
     before: int | None = None
     owner: str | None = None
     labels: tuple[str, ...] = ()
@@ -116,7 +120,10 @@ class RunStore(Protocol):
         """The run's own events above a version, in order, without a gap."""
 
     async def due(self, now: datetime) -> tuple[list[int], datetime | None]:
-        """The runs whose deadline has come (at most 1,000), and the earliest deadline after."""
+        """The runs whose deadline has come, and the earliest deadline after.
+
+        At most `DUE_AT_ONCE` at a time; when there are more, the second is `now`.
+        """
 
     async def owners(self) -> list[str]:
         """The agents that own a run which is not final."""

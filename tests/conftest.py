@@ -15,8 +15,8 @@ def _unblocked() -> Iterator[BlockBuster]:
         excluded_modules=["spellq_sdk.portal", "spellq_sdk.blocking"],
     ) as guard:
         # The store of a simulated world executes its steps where they are submitted.
-        inline = ("embedded/writer.py", {"__init__", "submit", "read"})
         for name, function in guard.functions.items():
             if name.startswith("sqlite3."):
-                function.can_block_in(*inline)
+                function.can_block_in("embedded/writer.py", {"submit", "read", "close"})
+                function.can_block_in("embedded/store.py", {"in_memory"})
         yield guard

@@ -1,46 +1,55 @@
 """The feed: one reader of the bus a process, handed on in memory to everybody who waits.
 
 Within a run events come in order of version: one that is early is held, and what lacks is read
-from the run's own history after 50 ms. A reader that comes back with its cursor misses nothing.
+from the run's own history after 50 ms. A reader that comes back with its cursor misses nothing;
+what it saw in the last moments may come again, told by (run, version).
 """
 
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from spellq.events import Cursor, Event, EventFilter, Logged
-from spellq.ports import Bus, Committed, Store
+from spellq.ports import Bus, Clock, Committed, RunQuery, Store, StoreUnavailable
 
 HOLD_SECONDS: Final = 0.05
+AGAIN_SECONDS: Final = 1.0
 MEMORY: Final = 100_000
+PAGE: Final = 1000
 
 Watcher = Callable[[Event], None]
+
+_log = logging.getLogger(__name__)
 
 
 class Feed:
     """What happens, for those who wait for it. Costs no broker object per waiter."""
 
-    def __init__(self, store: Store, bus: Bus) -> None:
+    def __init__(self, store: Store, bus: Bus, clock: Clock) -> None:
         self._store = store
         self._bus = bus
+        self._clock = clock
+        self._since: datetime = clock.now()
         self._watchers: dict[int, set[Watcher]] = {}
         self._versions: OrderedDict[int, int] = OrderedDict()
-        self._held: dict[int, dict[int, Logged]] = {}
-        self._recent: list[Logged] = []
-        self._dropped = 0
-        self._places: dict[Cursor, int] = {}
-        self._newest: Cursor = ""
+        self._held: dict[int, dict[int, Event]] = {}
+        self._recent = _Recent()
         self._grown = anyio.Event()
         self._logs: dict[int, set[anyio.Event]] = {}
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Read the bus until cancelled; started once what is published next will be seen."""
         async with self._bus.listen() as batches, anyio.create_task_group() as tasks:
-            self._newest = await self._store.head()
+            self._since = self._clock.now()
+            self._recent.begin(await self._store.head())
+            for run in await self._store.find(RunQuery(limit=None, live=True)):
+                self._versions[run.id] = run.version
             await tasks.start(self._run_logs)
             task_status.started()
             async for batch in batches:
@@ -55,19 +64,11 @@ class Feed:
 
     # Watching one run
 
-    @contextmanager
-    def watch(self, number: int, watcher: Watcher) -> Iterator[None]:
+    def add_watcher(self, number: int, watcher: Watcher) -> None:
         """Call `watcher` with each event of the run from now on, in the loop, in order.
 
         Watch first, then read the run: nothing falls between.
         """
-        self.add_watcher(number, watcher)
-        try:
-            yield
-        finally:
-            self.remove_watcher(number, watcher)
-
-    def add_watcher(self, number: int, watcher: Watcher) -> None:
         self._watchers.setdefault(number, set()).add(watcher)
 
     def remove_watcher(self, number: int, watcher: Watcher) -> None:
@@ -97,7 +98,7 @@ class Feed:
     @property
     def newest(self) -> Cursor:
         """Where `events` begins when it is given no cursor."""
-        return self._newest
+        return self._recent.newest
 
     async def events(
         self, wanted: EventFilter, after: Cursor | None
@@ -107,89 +108,144 @@ class Feed:
         Raises:
             ValueError: no cursor of this log.
         """
-        cursor = self._newest if after is None else after
+        cursor = self.newest if after is None else after
+        place = self._recent.end if after is None else self._recent.place_after(after)
         while True:
             grown = self._grown
-            page, in_memory = await self._page(cursor)
+            if place is None:
+                end = self._recent.end
+                page: Sequence[Logged] = await self._store.events_after(cursor, PAGE)
+                if page:
+                    cursor = page[-1].cursor
+                place = self._recent.place_after(cursor)
+                if place is None and len(page) < PAGE:
+                    place = end
+            else:
+                page = self._recent.page(place)
+                if page is None:  # a slow reader, overtaken
+                    place = None
+                    continue
+                place += len(page)
             for logged in page:
                 cursor = logged.cursor
                 if wanted.matches(logged.event):
                     yield logged
-            if not page and (in_memory or grown is self._grown):
+            if not page and place is not None and place == self._recent.end:
                 await grown.wait()
-
-    async def _page(self, cursor: Cursor) -> tuple[Sequence[Logged], bool]:
-        if cursor == self._newest:
-            return (), True
-        place = self._places.get(cursor)
-        if place is not None:
-            start = place - self._dropped + 1
-            return self._recent[start : start + 1000], True
-        return await self._store.events_after(cursor), False
 
     # Taking in
 
     def _take(self, batch: Sequence[Committed], tasks: TaskGroup) -> None:
-        before = len(self._recent) + self._dropped
+        before = self._recent.end
         for committed in batch:
             for logged in committed.logged:
-                self._sort_in(logged, tasks)
-        if len(self._recent) + self._dropped > before:
+                since = self._recent.end
+                self._sort_in(logged.event, tasks)
+                if not self._held:
+                    self._recent.settle(logged.cursor, since)
+        if self._recent.end > before:
             self._tell()
 
-    def _sort_in(self, logged: Logged, tasks: TaskGroup) -> None:
-        event = logged.event
-        known = self._versions.get(event.run)
-        if known is None or event.version == known + 1:
-            self._deliver(logged)
-            self._release(event.run)
-        elif event.version > known + 1:
-            held = self._held.setdefault(event.run, {})
-            if not held:
+    def _sort_in(self, event: Event, tasks: TaskGroup) -> None:
+        known = self._versions.get(event.run, 0)
+        if event.version == known + 1 and event.run not in self._held:
+            self._deliver(event)
+        elif event.version > known:
+            held = self._held.get(event.run)
+            if held is None:
+                held = self._held[event.run] = {}
                 tasks.start_soon(self._fill, event.run)
-            held[event.version] = logged
+            held[event.version] = event
+            self._release(event.run)
 
     def _release(self, number: int) -> None:
         """Deliver what was held and follows now."""
-        held = self._held.get(number)
-        while held and (logged := held.pop(self._versions[number] + 1, None)) is not None:
-            self._deliver(logged)
-        if held is not None and not held:
+        held = self._held[number]
+        while (event := held.pop(self._versions.get(number, 0) + 1, None)) is not None:
+            self._deliver(event)
+        if not held:
             del self._held[number]
 
     async def _fill(self, number: int) -> None:
         """After a moment, read what lacks from the run's own history."""
         await anyio.sleep(HOLD_SECONDS)
-        while number in self._held:
-            known = self._versions.get(number, 0)
-            for event in await self._store.history(number, known):
+        while held := self._held.get(number):
+            try:
+                history = await self._store.history(number, self._versions.get(number, 0))
+            except StoreUnavailable as error:
+                _log.warning("run %s: events are missing: %s", number, error)
+                await anyio.sleep(AGAIN_SECONDS)
+                continue
+            if number not in self._versions and history and history[0].at < self._since:
+                # A run of before this feed: what happened then was told by others.
+                self._versions[number] = min(held) - 1
+            for event in history:
                 if event.version == self._versions.get(number, 0) + 1:
-                    held = self._held.get(number, {}).pop(event.version, None)
-                    self._deliver(held or Logged(self._newest, event))
+                    held.pop(event.version, None)
+                    self._deliver(event)
             self._held.pop(number, None)
         self._tell()
 
-    def _deliver(self, logged: Logged) -> None:
-        event = logged.event
+    def _deliver(self, event: Event) -> None:
         self._versions[event.run] = event.version
         self._versions.move_to_end(event.run)
         if len(self._versions) > MEMORY:
             self._versions.popitem(last=False)
-        if logged.cursor not in self._places:
-            self._places[logged.cursor] = self._dropped + len(self._recent)
-            self._recent.append(logged)
-            self._newest = logged.cursor
-            if len(self._recent) >= 2 * MEMORY:
-                self._drop_oldest()
+        self._recent.add(event)
         for watcher in tuple(self._watchers.get(event.run, ())):
             watcher(event)
-
-    def _drop_oldest(self) -> None:
-        for logged in self._recent[:MEMORY]:
-            self._places.pop(logged.cursor, None)
-        del self._recent[:MEMORY]
-        self._dropped += MEMORY
 
     def _tell(self) -> None:
         grown, self._grown = self._grown, anyio.Event()
         grown.set()
+
+
+class _Recent:
+    """The latest events in the order they are told, each with a cursor to come back with.
+
+    A cursor is never ahead of an event that is still held: while one is, it stands still.
+    """
+
+    def __init__(self) -> None:
+        self.newest: Cursor = ""
+        self._events: list[Logged] = []
+        self._dropped = 0
+        self._places: dict[Cursor, int] = {}
+
+    def begin(self, head: Cursor) -> None:
+        self.newest = head
+
+    @property
+    def end(self) -> int:
+        return self._dropped + len(self._events)
+
+    def add(self, event: Event) -> None:
+        self._events.append(Logged(self.newest, event))
+        if len(self._events) > MEMORY + PAGE:
+            self._drop_oldest()
+
+    def settle(self, cursor: Cursor, since: int) -> None:
+        """All that arrived up to `cursor` has been told, the last of it from place `since` on."""
+        if cursor in self._places:
+            return
+        self.newest = cursor
+        if self.end > since:
+            self._events[-1] = Logged(cursor, self._events[-1].event)
+        self._places[cursor] = self.end
+
+    def place_after(self, cursor: Cursor) -> int | None:
+        """The place of the first event after a cursor, or None where only the log knows."""
+        if cursor == self.newest and cursor not in self._places:
+            return self.end
+        return self._places.get(cursor)
+
+    def page(self, place: int) -> Sequence[Logged] | None:
+        """Events from a place on; None when they are not in memory any more."""
+        start = place - self._dropped
+        return self._events[start : start + PAGE] if start >= 0 else None
+
+    def _drop_oldest(self) -> None:
+        for logged in self._events[:PAGE]:
+            self._places.pop(logged.cursor, None)
+        del self._events[:PAGE]
+        self._dropped += PAGE

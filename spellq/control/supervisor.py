@@ -13,13 +13,11 @@ from spellq.control.feed import Feed
 from spellq.events import EventFilter
 from spellq.lifecycle import Command, Expire, Find, Lose, Refused
 from spellq.outbox import RELAY_AFTER_SECONDS, Outbox, ticket_of
-from spellq.ports import Bus, Clock, RunQuery, Store, StoreUnavailable, UnknownRun
+from spellq.ports import LEASE_SECONDS, Bus, Clock, RunQuery, Store, StoreUnavailable, UnknownRun
 from spellq.runs import Run, Status
 
 NET_SECONDS: Final = 5.0
-LEASE_SECONDS: Final = 10.0
 LOST_AFTER_SECONDS: Final = 50.0
-_EVERY: Final = 1_000_000
 
 
 class Supervisor:
@@ -47,7 +45,7 @@ class Supervisor:
     async def refill(self) -> None:
         """Offer every run that waits; for a bus whose queues are made anew with this process."""
         waiting = await self._store.find(
-            RunQuery(limit=_EVERY, live=True, status=Status.MACHINE_REQUESTED)
+            RunQuery(limit=None, live=True, status=Status.MACHINE_REQUESTED)
         )
         await self._bus.offer([ticket_of(run) for run in reversed(waiting)])
 
@@ -106,7 +104,7 @@ class Supervisor:
             del self._silent_since[agent]
 
     async def _runs_of(self, agent: str) -> Sequence[Run]:
-        return await self._store.find(RunQuery(limit=_EVERY, agent=agent))
+        return await self._store.find(RunQuery(limit=None, agent=agent))
 
     async def _apply(self, number: int, command: Command) -> Run | None:
         try:

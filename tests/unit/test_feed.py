@@ -59,8 +59,9 @@ class World:
             if len(seen) >= versions:
                 enough.set()
 
-        with self.feed.watch(number, watch):
-            await enough.wait()
+        self.feed.add_watcher(number, watch)
+        await enough.wait()
+        self.feed.remove_watcher(number, watch)
         return seen
 
 
@@ -68,7 +69,7 @@ class World:
 async def world() -> AsyncIterator[World]:
     store = await SqliteStore.in_memory(HandClock())
     bus = InProcessBus()
-    feed = Feed(store, bus)
+    feed = Feed(store, bus, HandClock())
     running = asyncio.create_task(feed.run(task_status=(started := Started())))
     await started.event.wait()
     yield World(store, bus, feed)
@@ -105,6 +106,46 @@ async def test_what_comes_twice_is_seen_once(world: World) -> None:
     for step in steps:
         await world.bus.publish([step])
     assert await watching == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_run_whose_first_event_comes_late_is_told_from_the_start(world: World) -> None:
+    steps = await world.whole_run()
+    watching = asyncio.create_task(world.seen(1, 6))
+    async with contextlib.aclosing(world.feed.events(EventFilter(), None)) as events:
+        reading = asyncio.create_task(first(events, 6))
+        await asyncio.sleep(0)
+        await world.bus.publish(steps[1:])
+        await world.bus.publish(steps[:1])
+        assert await watching == [1, 2, 3, 4, 5, 6]
+        assert await reading == [(1, version) for version in range(1, 7)]
+
+
+async def test_what_was_read_from_the_history_is_told_to_readers_too(world: World) -> None:
+    steps = await world.whole_run()
+    async with contextlib.aclosing(world.feed.events(EventFilter(), None)) as events:
+        reading = asyncio.create_task(first(events, 6))
+        await asyncio.sleep(0)
+        await world.bus.publish([steps[0]])
+        await world.bus.publish(steps[2:])
+        assert await reading == [(1, version) for version in range(1, 7)]
+
+
+async def test_a_cursor_is_never_ahead_of_an_event_that_is_held(world: World) -> None:
+    steps = await world.whole_run()
+    other = await world.whole_run()
+    async with contextlib.aclosing(world.feed.events(EventFilter(), None)) as events:
+        begin = asyncio.create_task(first(events, 1))
+        await asyncio.sleep(0)
+        await world.bus.publish([steps[0]])
+        assert await begin == [(1, 1)]
+        await world.bus.publish([steps[2]])
+        await world.bus.publish(other)
+        cursors = [(await anext(events)).cursor for _ in range(6)]
+    again = world.feed.events(EventFilter(runs=frozenset({1})), cursors[-1])
+    async with contextlib.aclosing(again):
+        reading = asyncio.create_task(first(again, 2))
+        await world.bus.publish([steps[1]])
+        assert await reading == [(1, 2), (1, 3)]
 
 
 async def first(events: AsyncIterator[Logged], count: int) -> list[tuple[int, int]]:

@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from spellq.control.feed import Feed
-from spellq.control.supervisor import LEASE_SECONDS, LOST_AFTER_SECONDS, Supervisor
+from spellq.control.supervisor import LOST_AFTER_SECONDS, Supervisor
 from spellq.lifecycle import Advance, Claim, Command
 from spellq.outbox import Outbox
-from spellq.ports import AgentInfo, NewRun, Ticket
+from spellq.ports import LEASE_SECONDS, AgentInfo, NewRun, Ticket
 from spellq.runs import Cause, Run, RunSpec, Status
 from spellq_brokers.embedded import InProcessBus, SqliteStore
 from tests.clocks import HandClock
@@ -24,7 +24,7 @@ class World:
         self.clock = clock
         self.bus = InProcessBus()
         outbox = Outbox(store, self.bus)
-        feed = Feed(store, self.bus)
+        feed = Feed(store, self.bus, clock)
         self.supervisor = Supervisor(store, self.bus, outbox, feed, clock)
 
     async def run(self, *steps: Command, **spec: float) -> int:

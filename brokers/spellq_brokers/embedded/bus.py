@@ -113,6 +113,8 @@ class _Source:
         self._delivery: _Delivery | None = None
 
     async def take(self) -> "_Delivery":
+        if self._delivery is not None and not self._delivery.acknowledged:
+            raise RuntimeError("the delivery before has not been acknowledged yet")
         self._delivery = _Delivery(await self._ticket())
         return self._delivery
 
@@ -131,6 +133,8 @@ class _Source:
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 self._queue.put(future.result(), front=True)
+            else:
+                self._queue.waiting.remove(future)
             raise
 
 

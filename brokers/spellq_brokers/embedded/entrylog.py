@@ -7,22 +7,27 @@ import errno
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
 import msgspec
 
 from spellq.logs import LogEntry
+from spellq.runs import Status
 
 _INDEX_EVERY: Final = 512
 _OPEN_FILES: Final = 128
-_STATUS_MARK: Final = b'"status_event":true'
+_KNOWN: Final = 4096
+_READ_BYTES: Final = 1 << 20
+_STEP_MARK: Final = b'"version":'
 
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(LogEntry)
+_UNKNOWN: Final = datetime.fromtimestamp(0, UTC)
 
-StatusLines = Callable[[int], Sequence[LogEntry]]
-"""The status lines a run's committed steps have written, all of them, in order."""
+StepLines = Callable[[int], Sequence[LogEntry]]
+"""The lines a run's committed steps have said (those with a `version`), all of them, in order."""
 
 
 class EntryLog(Protocol):
@@ -30,6 +35,9 @@ class EntryLog(Protocol):
 
     def append(self, number: int, entries: Sequence[LogEntry]) -> int:
         """Append; returns the new length."""
+
+    def append_step(self, number: int, entries: Sequence[LogEntry]) -> int:
+        """Append what a step said that is committed by now; returns the new length."""
 
     def state(self, number: int) -> tuple[int, int]:
         """(length, place in the raw output reached)."""
@@ -42,9 +50,6 @@ class EntryLog(Protocol):
 
     def read(self, number: int, offset: int, limit: int) -> list[LogEntry]:
         """Entries from `offset` on."""
-
-    def forget(self) -> None:
-        """Something failed on the way: trust the files only, from now on."""
 
     def close(self) -> None:
         """Close what is open."""
@@ -61,6 +66,8 @@ class MemoryEntryLog:
         kept.extend(entries)
         return len(kept)
 
+    append_step = append
+
     def state(self, number: int) -> tuple[int, int]:
         kept = self._entries.get(number, [])
         return len(kept), _raw_end(kept)
@@ -74,15 +81,22 @@ class MemoryEntryLog:
     def read(self, number: int, offset: int, limit: int) -> list[LogEntry]:
         return self._entries.get(number, [])[offset : offset + limit]
 
-    def forget(self) -> None:
-        pass
-
     def close(self) -> None:
         pass
 
 
 def _raw_end(entries: Iterable[LogEntry]) -> int:
     return max((entry.raw_end for entry in entries if entry.raw_end is not None), default=0)
+
+
+def _decode(line: bytes) -> LogEntry:
+    """The entry of a line; one that a power cut has garbled keeps its place in the log."""
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return LogEntry(
+            Status.RUNNING, "(this line of the log cannot be read)", _UNKNOWN, level="error"
+        )
 
 
 class _Sequence:
@@ -107,13 +121,13 @@ class FileEntryLog:
     """An entry log in files under `folder`.
 
     A file that a crash left short is made whole when it is first touched: a torn last line is cut
-    off, and status lines whose step was committed (`status_lines`) are appended.
+    off, and lines whose step was committed (`step_lines`) are appended.
     """
 
-    def __init__(self, folder: Path, status_lines: StatusLines) -> None:
+    def __init__(self, folder: Path, step_lines: StepLines) -> None:
         self._folder = folder
-        self._status_lines = status_lines
-        self._sequences: dict[int, _Sequence] = {}
+        self._step_lines = step_lines
+        self._sequences: OrderedDict[int, _Sequence] = OrderedDict()
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def append(self, number: int, entries: Sequence[LogEntry]) -> int:
@@ -131,12 +145,17 @@ class FileEntryLog:
         sequence.raw_end = max(sequence.raw_end, _raw_end(entries))
         return sequence.length
 
+    def append_step(self, number: int, entries: Sequence[LogEntry]) -> int:
+        if number in self._sequences:
+            return self.append(number, entries)
+        return self._sequence(number).length  # made whole, which brought these entries too
+
     def state(self, number: int) -> tuple[int, int]:
         sequence = self._sequence(number)
         return sequence.length, sequence.raw_end
 
     def created(self, number: int) -> None:
-        self._sequences[number] = _Sequence()
+        self._remember(number, _Sequence())
 
     def knows(self, number: int) -> bool:
         return number in self._sequences
@@ -149,23 +168,21 @@ class FileEntryLog:
         place = min(offset // _INDEX_EVERY, len(index) - 1)
         skip = offset - place * _INDEX_EVERY
         found: list[LogEntry] = []
+        size = 0
         try:
             with self._path(number).open("rb") as file:
                 file.seek(index[place])
                 for line in file:
-                    if not line.endswith(b"\n") or len(found) >= limit:
+                    if not line.endswith(b"\n") or len(found) >= limit or size >= _READ_BYTES:
                         break
                     if skip:
                         skip -= 1
                     else:
-                        found.append(_decoder.decode(line))
+                        found.append(_decode(line))
+                        size += len(line)
         except FileNotFoundError:
             return []
         return found
-
-    def forget(self) -> None:
-        for number in list(self._sequences):
-            self._drop(number)
 
     def close(self) -> None:
         for file in self._files.values():
@@ -178,12 +195,18 @@ class FileEntryLog:
     def _sequence(self, number: int) -> _Sequence:
         sequence = self._sequences.get(number)
         if sequence is None:
-            sequence = self._load(number)
+            return self._load(number)
+        self._sequences.move_to_end(number)
         return sequence
+
+    def _remember(self, number: int, sequence: _Sequence) -> None:
+        self._sequences[number] = sequence
+        if len(self._sequences) > _KNOWN:
+            self._drop(next(iter(self._sequences)))
 
     def _load(self, number: int) -> _Sequence:
         sequence = _Sequence()
-        statuses = 0
+        said = 0
         path = self._path(number)
         if path.exists():
             with path.open("rb") as file:
@@ -191,13 +214,13 @@ class FileEntryLog:
                     if not line.endswith(b"\n"):
                         break
                     sequence.add(line)
-                    statuses += _STATUS_MARK in line
+                    said += _STEP_MARK in line
                     if b'"raw_end":' in line:
-                        sequence.raw_end = max(sequence.raw_end, _decoder.decode(line).raw_end or 0)
+                        sequence.raw_end = max(sequence.raw_end, _decode(line).raw_end or 0)
             if path.stat().st_size > sequence.size:
                 os.truncate(path, sequence.size)
-        self._sequences[number] = sequence
-        lost = self._status_lines(number)[statuses:]
+        self._remember(number, sequence)
+        lost = self._step_lines(number)[said:]
         if lost:
             self.append(number, lost)
         return sequence

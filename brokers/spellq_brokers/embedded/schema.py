@@ -1,5 +1,6 @@
 """The tables of an embedded installation, and how its database is opened."""
 
+import secrets
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Final
 SCHEMA_VERSION: Final = 1
 
 _TABLES: Final = """
+CREATE TABLE installation (epoch TEXT NOT NULL) STRICT;
 CREATE TABLE numbers (kind TEXT PRIMARY KEY, last INTEGER NOT NULL) STRICT;
 CREATE TABLE allotments (
     command_id TEXT PRIMARY KEY, numbers TEXT NOT NULL, at REAL NOT NULL
@@ -73,6 +75,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
         for statement in _TABLES.split(";"):
             if statement.strip():
                 connection.execute(statement)
+        connection.execute("INSERT INTO installation VALUES (?)", (secrets.token_hex(4),))
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
     if version not in (0, SCHEMA_VERSION):

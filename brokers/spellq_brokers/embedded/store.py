@@ -9,10 +9,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 from anyio import to_thread
 
-from spellq.events import Cursor, Event, Logged
+from spellq.events import BEGINNING, Cursor, Event, Logged
 from spellq.lifecycle import Command, Step, create, transitions
 from spellq.logs import LogEntry
 from spellq.ports import (
+    DUE_AT_ONCE,
     AgentInfo,
     Clock,
     Committed,
@@ -32,6 +33,7 @@ T = TypeVar("T")
 _REMEMBERED_SECONDS: Final = 24 * 3600.0
 _EVENTS_KEPT_SECONDS: Final = 90 * 24 * 3600.0
 _ENDED_IN_MEMORY: Final = 4096
+_TIDY_EVERY: Final = 1000
 _BLANK: Final = RunSpec(command="")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -55,12 +57,12 @@ class SqliteStore:
         self._log = log or MemoryEntryLog()
         self._live: dict[int, Run] = {}
         self._ended: OrderedDict[int, Run] = OrderedDict()
-        self._pending: dict[int, Run] = {}
+        self._epoch = ""
         self._last_event = 0
+        self._steps = 0
         self._outbox = MemoryOutbox(clock)
         self._leases: dict[str, tuple[AgentInfo, float]] = {}
         self._nudges: dict[str, int] = {}
-        self._close_reader: Callable[[], None] = lambda: None
 
     @classmethod
     async def open(cls, home: Path, clock: Clock) -> "SqliteStore":
@@ -68,58 +70,45 @@ class SqliteStore:
 
         Raises:
             WrongSchema: it was written by another version.
+            sqlite3.DatabaseError: the file is no database, or a damaged one.
         """
         connect = connector(home / "state.db")
-        reader = await to_thread.run_sync(connect)
-        log = FileEntryLog(home / "logs", lambda number: _status_lines(reader, number))
-        writer = ThreadWriter(connect)
-        store = cls(writer, clock, log)
-        store._close_reader = reader.close
-        writer.on_failure = store._forget
-        await store._start()
-        return store
+        writing = await to_thread.run_sync(connect)
+        reading = await to_thread.run_sync(connect)
+        log = FileEntryLog(home / "logs", lambda number: _step_lines(writing, number))
+        return await cls(ThreadWriter(writing, reading), clock, log)._start()
 
     @classmethod
     async def in_memory(cls, clock: Clock) -> "SqliteStore":
         """A store without threads or files, for a simulated world."""
-        writer = InlineWriter(connector(None))
-        store = cls(writer, clock)
-        writer.on_failure = store._forget
-        await store._start()
-        return store
+        return await cls(InlineWriter(connector(None)()), clock)._start()
 
     async def close(self) -> None:
-        await to_thread.run_sync(self._writer.close)
+        await self._writer.close()
         self._log.close()
-        self._close_reader()
 
-    async def _start(self) -> None:
-        def load(connection: Any) -> tuple[int, list[Run]]:
+    async def _start(self) -> "SqliteStore":
+        def load(connection: Any) -> tuple[str, int, list[Run]]:
+            (epoch,) = connection.execute("SELECT epoch FROM installation").fetchone()
             (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
             rows = connection.execute("SELECT spec, state FROM runs WHERE live")
-            return last, [_run(*row) for row in rows]
+            return epoch, last, [_run(*row) for row in rows]
 
-        self._last_event, live = await self._writer.read(load)
+        self._epoch, self._last_event, live = await self._writer.read(load)
         self._live = {run.id: run for run in live}
-        await self._forget_the_old()
+        return self
 
-    async def _forget_the_old(self) -> None:
+    def _forget_the_old(self, transaction: Transaction) -> None:
+        """Every thousand launches, what nobody may ask for any more goes."""
+        self._steps += 1
+        if self._steps % _TIDY_EVERY != 1:
+            return
         now = self._clock.now().timestamp()
-
-        def step(transaction: Transaction) -> Callable[[], None]:
-            transaction.execute("DELETE FROM allotments WHERE at < ?", (now - _REMEMBERED_SECONDS,))
-            transaction.execute(
-                "DELETE FROM events WHERE at < ? AND id < ?",
-                (now - _EVENTS_KEPT_SECONDS, self._last_event),
-            )
-            return lambda: None
-
-        await self._writer.submit(step)
-
-    def _forget(self) -> None:
-        """A group failed: what it had done in memory is undone."""
-        self._pending.clear()
-        self._log.forget()
+        transaction.execute("DELETE FROM allotments WHERE at < ?", (now - _REMEMBERED_SECONDS,))
+        transaction.execute(
+            "DELETE FROM events WHERE at < ? AND id < ?",
+            (now - _EVENTS_KEPT_SECONDS, self._last_event),
+        )
 
     # Runs
 
@@ -127,6 +116,7 @@ class SqliteStore:
         now = self._clock.now().timestamp()
 
         def step(transaction: Transaction) -> Callable[[], tuple[int, ...]]:
+            self._forget_the_old(transaction)
             row = transaction.execute(
                 "SELECT numbers FROM allotments WHERE command_id = ?", (f"{kind} {command_id}",)
             ).fetchone()
@@ -224,33 +214,28 @@ class SqliteStore:
                     lines if last else None,
                 ),
             )
-            logged.append(Logged(str(self._last_event), event))
+            logged.append(Logged(self._cursor(self._last_event), event))
         if run.labels != before.labels or (made.events[0].version == 1 and run.labels):
             transaction.execute("DELETE FROM labels WHERE number = ?", (run.id,))
             for label in run.labels:
                 transaction.execute("INSERT INTO labels VALUES (?, ?)", (label, run.id))
-        self._pending[run.id] = run
-        length = 0
+        transaction.runs[run.id] = run
+        committed = Committed(run, tuple(logged))
 
         def keep() -> None:
-            nonlocal length
+            nonlocal committed
+            self._keep(run)
+            committed = self._outbox.add(committed)
             if made.events[0].version == 1:
                 self._log.created(run.id)
-            length = self._append_status_lines(run.id, made.lines)
-            self._keep(run)
+            if made.lines:
+                length = self._log.append_step(run.id, made.lines)
+                committed = msgspec.structs.replace(committed, log_length=length)
 
         transaction.after_commit(keep)
-        return lambda: self._outbox.add(Committed(run, tuple(logged), length))
-
-    def _append_status_lines(self, number: int, lines: Sequence[LogEntry]) -> int:
-        try:
-            return self._log.append(number, lines) if lines else 0
-        except OSError:
-            return 0  # the file is made whole from the events when it is touched next
+        return lambda: committed
 
     def _keep(self, run: Run) -> None:
-        if self._pending.get(run.id) is run:
-            del self._pending[run.id]
         if not run.is_final:
             self._live[run.id] = run
             return
@@ -261,7 +246,7 @@ class SqliteStore:
         self._live.pop(run.id, None)
 
     def _load(self, transaction: Transaction, number: int) -> Run | None:
-        run = self._pending.get(number) or self._live.get(number) or self._ended.get(number)
+        run = transaction.runs.get(number) or self._live.get(number) or self._ended.get(number)
         if run is not None:
             return run
         row = transaction.execute(
@@ -287,7 +272,12 @@ class SqliteStore:
         sql = f"SELECT spec, state FROM runs WHERE {where} ORDER BY number DESC LIMIT ?"  # noqa: S608
 
         def select(connection: Any) -> list[Run]:
-            return [_run(*row) for row in connection.execute(sql, (*values, query.limit))]
+            return [
+                _run(*row)
+                for row in connection.execute(
+                    sql, (*values, -1 if query.limit is None else query.limit)
+                )
+            ]
 
         return await self._writer.read(select)
 
@@ -304,10 +294,12 @@ class SqliteStore:
     async def due(self, now: datetime) -> tuple[list[int], datetime | None]:
         def query(connection: Any) -> tuple[list[int], datetime | None]:
             rows = connection.execute(
-                "SELECT number FROM runs WHERE due_at <= ? ORDER BY due_at LIMIT 1000",
-                (now.timestamp(),),
+                "SELECT number FROM runs WHERE due_at <= ? ORDER BY due_at LIMIT ?",
+                (now.timestamp(), DUE_AT_ONCE),
             )
             numbers = [row[0] for row in rows]
+            if len(numbers) == DUE_AT_ONCE:
+                return numbers, now
             (first,) = connection.execute(
                 "SELECT min(due_at) FROM runs WHERE due_at > ?", (now.timestamp(),)
             ).fetchone()
@@ -316,7 +308,7 @@ class SqliteStore:
         return await self._writer.read(query)
 
     async def owners(self) -> list[str]:
-        return list({run.agent for run in self._live.values() if run.agent is not None})
+        return list({run.agent for run in tuple(self._live.values()) if run.agent is not None})
 
     async def create_workflow(self, workflow: Workflow) -> None:
         def step(transaction: Transaction) -> Callable[[], None]:
@@ -347,22 +339,7 @@ class SqliteStore:
 
     async def append(self, number: int, entries: Sequence[LogEntry]) -> int:
         def step(transaction: Transaction) -> Callable[[], int]:
-            outcome: list[int | OSError] = []
-
-            def write() -> None:
-                try:
-                    outcome.append(self._log.append(number, entries))
-                except OSError as error:
-                    outcome.append(error)
-
-            def answer() -> int:
-                result = outcome[0]
-                if isinstance(result, OSError):
-                    raise result
-                return result
-
-            transaction.after_commit(write)
-            return answer
+            return lambda: self._log.append(number, entries)
 
         return await self._writer.submit(step)
 
@@ -380,22 +357,36 @@ class SqliteStore:
     # The event log
 
     async def head(self) -> Cursor:
-        def query(connection: Any) -> Cursor:
-            return str(connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0])
+        def query(connection: Any) -> int:
+            (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
+            return int(last)
 
-        return await self._writer.read(query)
+        return self._cursor(await self._writer.read(query))
 
     async def events_after(self, cursor: Cursor, limit: int = 1000) -> list[Logged]:
-        if not (cursor.isascii() and cursor.isdigit()):
-            raise ValueError(f"{cursor!r} is no cursor of this event log")
+        after = self._place(cursor)
 
         def query(connection: Any) -> list[Logged]:
             rows = connection.execute(
-                "SELECT id, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (int(cursor), limit)
+                "SELECT id, body FROM events WHERE id > ? ORDER BY id LIMIT ?", (after, limit)
             )
-            return [Logged(str(row[0]), _decode_event(row[1])) for row in rows]
+            return [Logged(self._cursor(row[0]), _decode_event(row[1])) for row in rows]
 
         return await self._writer.read(query)
+
+    def _cursor(self, place: int) -> Cursor:
+        return f"{self._epoch}.{place}"
+
+    def _place(self, cursor: Cursor) -> int:
+        """The row id a cursor stands for: one of this very log, which is not ahead of it."""
+        if cursor == BEGINNING:
+            return 0
+        epoch, _, place = cursor.partition(".")
+        if epoch != self._epoch or not (place.isascii() and place.isdigit() and len(place) < 19):
+            raise ValueError(f"{cursor!r} is no cursor of this event log")
+        if int(place) > self._last_event:
+            raise ValueError(f"{cursor!r} is ahead of this event log")
+        return int(place)
 
     # Leases
 
@@ -409,10 +400,13 @@ class SqliteStore:
 
     async def agents(self) -> list[AgentInfo]:
         now = self._clock.monotonic()
-        return [agent for agent, until in self._leases.values() if until > now]
+        for agent in [agent for agent, (_, until) in self._leases.items() if until <= now]:
+            await self.release(agent)
+        return [agent for agent, _ in self._leases.values()]
 
     async def nudge(self, agent: str) -> None:
-        self._nudges[agent] = self._nudges.get(agent, 0) + 1
+        if agent in self._leases:
+            self._nudges[agent] = self._nudges.get(agent, 0) + 1
 
     # Tokens
 
@@ -446,7 +440,7 @@ def _run(spec: bytes, state: bytes) -> Run:
     return msgspec.structs.replace(_decode_run(state), spec=_decode_spec(spec))
 
 
-def _status_lines(connection: Any, number: int) -> list[LogEntry]:
+def _step_lines(connection: Any, number: int) -> list[LogEntry]:
     rows = connection.execute(
         "SELECT lines FROM events WHERE run = ? AND lines IS NOT NULL ORDER BY version", (number,)
     )

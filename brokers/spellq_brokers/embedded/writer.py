@@ -6,54 +6,92 @@ is synced once for all of them. There is no timer: an idle store commits at once
 """
 
 import asyncio
+import logging
 import sqlite3
 import threading
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Final, Protocol, TypeVar
 
+from anyio import to_thread
+
 from spellq.ports import StoreUnavailable
+from spellq.runs import Run
 
 T = TypeVar("T")
 
 MAX_GROUP: Final = 512
 
+_log = logging.getLogger(__name__)
+
 
 class Transaction:
-    """The group of steps being committed: its connection, and what to do once it is durable."""
+    """The group of steps being committed: its connection, what it changed, what comes after.
+
+    `runs` are the runs as the group's steps have left them so far; a step that raises leaves no
+    trace of itself, neither here nor in the database.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self.runs: dict[int, Run] = {}
         self._connection = connection
         self._after: list[Callable[[], None]] = []
         self._begun = False
+        self._saved = False
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
         """Execute a statement inside the group's transaction, which begins with the first."""
         if not self._begun:
             self._connection.execute("BEGIN IMMEDIATE")
             self._begun = True
+        if not self._saved:
+            self._connection.execute("SAVEPOINT step")
+            self._saved = True
         return self._connection.execute(sql, values)
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Call `action` when everything so far is durable, before anybody gets an answer."""
+        """Call `action` when everything is durable, before the step's answer is asked for."""
         self._after.append(action)
+
+    def attempt(self, step: "Step[T]") -> Callable[[], T]:
+        """Execute one step, wholly or not at all; gives what is to be done once it is durable."""
+        runs = dict(self.runs)
+        self._after = []
+        self._saved = False
+        try:
+            answer = step(self)
+        except BaseException:
+            self.runs = runs
+            if self._saved and self._connection.in_transaction:
+                self._connection.execute("ROLLBACK TO step")
+                self._connection.execute("RELEASE step")
+            raise
+        if self._saved:
+            self._connection.execute("RELEASE step")
+        return partial(_finish, self._after, answer)
 
     def commit(self) -> None:
         if self._begun:
             self._connection.execute("COMMIT")
-        for action in self._after:
-            action()
 
     def rollback(self) -> None:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
 
-Step = Callable[[Transaction], Callable[[], T]]
-"""Changes the database and returns what gives its answer once the group is durable.
+def _finish(actions: list[Callable[[], None]], answer: Callable[[], T]) -> T:
+    """It is durable and cannot be taken back: an action that fails does not undo it."""
+    for action in actions:
+        try:
+            action()
+        except Exception:
+            _log.exception("after a commit")
+    return answer()
 
-It raises before it has changed anything, or not at all.
-"""
+
+Step = Callable[[Transaction], Callable[[], T]]
+"""Changes the database and returns what gives its answer once the group is durable."""
 
 Query = Callable[[sqlite3.Connection], T]
 
@@ -71,7 +109,7 @@ class Writer(Protocol):
     async def read(self, query: Query[T]) -> T:
         """The answer of a query that sees every step answered before."""
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Finish what was submitted, then close the database."""
 
 
@@ -95,46 +133,44 @@ class _Job:
             self.future.set_result(self.answer)
 
 
-def run_group(
-    connection: sqlite3.Connection, jobs: list[_Job], on_failure: Callable[[], None]
-) -> None:
+def run_group(connection: sqlite3.Connection, jobs: list[_Job]) -> None:
     """Execute and commit the jobs as one group; fills in their answers or errors."""
     transaction = Transaction(connection)
     answers: list[tuple[_Job, Callable[[], Any]]] = []
     try:
         for job in jobs:
             try:
-                answers.append((job, job.work(transaction)))
-            except sqlite3.Error:
-                raise
+                answers.append((job, transaction.attempt(job.work)))
+            except sqlite3.OperationalError:
+                raise  # the disk, not the step: SQLite may have rolled everything back
             except Exception as error:
-                job.error = error
+                job.error = _unavailable(error)
         transaction.commit()
-    except (sqlite3.Error, OSError) as error:
+    except sqlite3.Error as error:
         transaction.rollback()
-        on_failure()
-        for job, _ in answers:
-            job.error = StoreUnavailable(f"The store cannot write: {error}")
         for job in jobs:
-            if job.error is None:
-                job.error = StoreUnavailable(f"The store cannot write: {error}")
+            job.error = job.error or _unavailable(error)
         return
     for job, answer in answers:
         try:
             job.answer = answer()
-        except OSError as error:
-            job.error = StoreUnavailable(f"The store cannot write: {error}")
         except Exception as error:
-            job.error = error
+            job.error = _unavailable(error)
+
+
+def _unavailable(error: Exception) -> Exception:
+    """What comes through the port instead of a library's own error."""
+    if isinstance(error, (sqlite3.Error, OSError)):
+        return StoreUnavailable(f"The store cannot be used: {error}")
+    return error
 
 
 class ThreadWriter:
     """A writer thread with its connection, and a reader thread with another."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        self.on_failure: Callable[[], None] = lambda: None
-        self._writer = _Thread("spellq-writer", connect, self._write)
-        self._reader = _Thread("spellq-reader", connect, _read)
+    def __init__(self, writing: sqlite3.Connection, reading: sqlite3.Connection) -> None:
+        self._writer = _Thread("spellq-writer", writing, run_group)
+        self._reader = _Thread("spellq-reader", reading, _read)
 
     async def submit(self, step: Step[T]) -> T:
         answer: T = await self._writer.do(step)
@@ -144,22 +180,17 @@ class ThreadWriter:
         answer: T = await self._reader.do(query)
         return answer
 
-    def close(self) -> None:
-        self._writer.close()
-        self._reader.close()
-
-    def _write(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
-        run_group(connection, jobs, self.on_failure)
+    async def close(self) -> None:
+        await to_thread.run_sync(self._writer.close)
+        await to_thread.run_sync(self._reader.close)
 
 
 def _read(connection: sqlite3.Connection, jobs: list[_Job]) -> None:
     for job in jobs:
         try:
             job.answer = job.work(connection)
-        except sqlite3.Error as error:
-            job.error = StoreUnavailable(f"The store cannot read: {error}")
         except Exception as error:
-            job.error = error
+            job.error = _unavailable(error)
 
 
 class _Thread:
@@ -168,26 +199,29 @@ class _Thread:
     def __init__(
         self,
         name: str,
-        connect: Callable[[], sqlite3.Connection],
+        connection: sqlite3.Connection,
         execute: Callable[[sqlite3.Connection, list[_Job]], None],
     ) -> None:
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._execute = execute
-        self._connect = connect
+        self._connection = connection
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     async def do(self, work: Callable[[Any], Any]) -> Any:
+        if self._closed:
+            raise StoreUnavailable("The store is closed.")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.put(_Job(work, future))
         return await future
 
     def close(self) -> None:
+        self._closed = True
         self._queue.put(None)
         self._thread.join()
 
     def _work(self) -> None:
-        connection = self._connect()
         job = self._queue.get()
         while job is not None:
             jobs = [job]
@@ -198,10 +232,19 @@ class _Thread:
                     self._queue.put(None)
                     break
                 jobs.append(job)
-            self._execute(connection, jobs)
+            self._execute_safely(jobs)
             _deliver(jobs)
             job = self._queue.get()
-        connection.close()
+        self._connection.close()
+
+    def _execute_safely(self, jobs: list[_Job]) -> None:
+        """Whatever goes wrong, everybody gets an answer and the thread lives on."""
+        try:
+            self._execute(self._connection, jobs)
+        except BaseException as error:
+            _log.exception("a group of steps")
+            for job in jobs:
+                job.error = job.error or StoreUnavailable(f"The store failed: {error!r}")
 
 
 def _deliver(jobs: list[_Job]) -> None:
@@ -222,22 +265,22 @@ def _resolve(jobs: list[_Job]) -> None:
 class InlineWriter:
     """Executes each step where it is submitted: no thread, for a simulated world."""
 
-    def __init__(self, connect: Callable[[], sqlite3.Connection]) -> None:
-        self.on_failure: Callable[[], None] = lambda: None
-        self._connection = connect()
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
 
     async def submit(self, step: Step[T]) -> T:
         job = _Job(step, asyncio.get_running_loop().create_future())
-        run_group(self._connection, [job], self.on_failure)
+        run_group(self._connection, [job])
         job.resolve()
         answer: T = await job.future
         return answer
 
     async def read(self, query: Query[T]) -> T:
-        try:
-            return query(self._connection)
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"The store cannot read: {error}") from error
+        job = _Job(query, asyncio.get_running_loop().create_future())
+        _read(self._connection, [job])
+        job.resolve()
+        answer: T = await job.future
+        return answer
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._connection.close()
