@@ -401,10 +401,15 @@ class Execution(Protocol):
 
 
 class Adopted(Struct, frozen=True):
-    """An execution found again after a restart of the agent."""
+    """An execution found again after a restart of the agent.
+
+    `started`: its command was executed. Not `held`: no helper holds it and it left no journal, so
+    what has not started never will, and how it ended nobody can tell.
+    """
 
     execution: Execution
     started: bool
+    held: bool = True
 
 
 class Executor(Protocol):

@@ -17,6 +17,8 @@ SCHEMA: Final = 1
 DEFAULT_MACHINE_TYPE: Final = "CPU"
 DEFAULT_GRACE_SECONDS: Final = 30.0
 MASTER_QUEUE: Final = "masters"
+MAX_NUMBER: Final = 2**63 - 1
+"""No run, workflow or cursor has a higher number: stores keep them in 64 bits."""
 
 
 class Status(StrEnum):
@@ -89,6 +91,7 @@ class Cause(StrEnum):
     MOUNT = "mount"
     WORLD = "world"
     OUTPUTS = "outputs"
+    LOG = "log"
     AGENT_LOST = "agent_lost"
     HELPER_LOST = "helper_lost"
     MACHINE_RESTARTED = "machine_restarted"
@@ -186,6 +189,15 @@ class Workflow(Struct, frozen=True):
 def machine_type_key(name: str) -> str:
     """The one spelling of a machine type: names are case-insensitive."""
     return name.strip().lower()
+
+
+def parse_number(text: str) -> int | None:
+    """The number that `text` writes in digits, 0 to MAX_NUMBER; None when it is none."""
+    # Its length is looked at first: int() refuses thousands of digits, with an error of its own.
+    if not (text.isascii() and text.isdigit()) or len(text) > len(str(MAX_NUMBER)):
+        return None
+    number = int(text)
+    return number if number <= MAX_NUMBER else None
 
 
 def reached(run: Run, statuses: Iterable[Status]) -> Status | None:

@@ -4,6 +4,7 @@ It sleeps until the earliest deadline and learns of nearer ones from events; eve
 looks all the same, as a net.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +16,8 @@ from spellq.lifecycle import Command, Expire, Find, Lose, Refused
 from spellq.outbox import RELAY_AFTER_SECONDS, Outbox, ticket_of
 from spellq.ports import LEASE_SECONDS, Bus, Clock, RunQuery, Store, StoreUnavailable, UnknownRun
 from spellq.runs import Run, Status
+
+_log = logging.getLogger(__name__)
 
 NET_SECONDS: Final = 5.0
 LOST_AFTER_SECONDS: Final = 50.0
@@ -57,15 +60,21 @@ class Supervisor:
                 self._nearer = anyio.Event()
                 try:
                     seconds = await self.look()
-                except StoreUnavailable:
+                except StoreUnavailable as error:
+                    _log.warning("deadlines cannot be looked at: %s", error)
                     seconds = NET_SECONDS
                 with anyio.move_on_after(seconds):
                     await self._nearer.wait()
 
     async def _learn_nearer_deadlines(self) -> None:
-        async for logged in self._feed.events(EventFilter(), None):
-            if logged.event.data.get("due_at") is not None:
-                self._nearer.set()
+        while True:
+            try:
+                async for logged in self._feed.events(EventFilter(), None):
+                    if logged.event.data.get("due_at") is not None:
+                        self._nearer.set()
+            except StoreUnavailable as error:
+                _log.warning("events cannot be read: %s", error)
+                await anyio.sleep(NET_SECONDS)
 
     async def look(self) -> float:
         """Do all that is due; returns the seconds until there may be more."""

@@ -1,7 +1,9 @@
 """The agent: takes tickets while it has free slots, and sees each claimed run to its end."""
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -13,15 +15,19 @@ from msgspec import Struct
 from spellq.lifecycle import Find, Refused
 from spellq.outbox import Outbox
 from spellq.ports import (
+    LEASE_SECONDS,
     Adopted,
     AgentInfo,
     ArtifactStore,
     Bus,
     Clock,
+    Execution,
     Executor,
     RunQuery,
     Store,
     StoreUnavailable,
+    Ticket,
+    UnknownRun,
 )
 from spellq.runs import MASTER_QUEUE, Cause, Run
 from spellq.seal import Sealer
@@ -31,12 +37,10 @@ from spellq_workers.checkouts import Checkouts
 from spellq_workers.rawlog import OutputWatcher
 
 HEARTBEAT_SECONDS: Final = 2.0
-LEASE_SECONDS: Final = 10.0
 KEEP_TICKET_SECONDS: Final = 5.0
 """How long a claimed run's ticket stays unacknowledged, which keeps the next one away."""
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_EVERY: Final = 1_000_000
 
 _log = logging.getLogger(__name__)
 
@@ -84,10 +88,11 @@ class Agent:
         self.info = AgentInfo(
             id=f"{settings.name}.{clock.fresh_id()[:12]}",
             name=settings.name,
-            slots=settings.slots,
+            slots={**settings.slots, MASTER_QUEUE: settings.master_slots},
             version=__version__,
         )
-        self._attempts: dict[str, Attempt] = {}
+        self._attempts: set[Attempt] = set()
+        self._told = anyio.Event()
         restarted = self._before.boot_id != _boot_id()
         self._workshop = Workshop(
             agent=self.info.id,
@@ -111,15 +116,12 @@ class Agent:
             counter = await self._store.renew(self.info, LEASE_SECONDS)
             tasks.start_soon(self._renew, counter)
             tasks.start_soon(self._listen_for_hints)
-            for slot, queue in self._slots():
-                tasks.start_soon(self._serve, slot, queue, adopted.pop(slot, None), tasks)
+            tasks.start_soon(self._look_when_told, tasks)
+            for queue, count in self.info.slots.items():
+                for place in range(count):
+                    slot = f"{queue}-{place}"
+                    tasks.start_soon(self._serve, slot, queue, adopted.pop(slot, None), tasks)
             task_status.started()
-
-    def _slots(self) -> list[tuple[str, str]]:
-        kinds = {**self._settings.slots, MASTER_QUEUE: self._settings.master_slots}
-        return [
-            (f"{kind}-{place}", kind) for kind, count in kinds.items() for place in range(count)
-        ]
 
     # Slots
 
@@ -140,18 +142,32 @@ class Agent:
                     delivery = await source.take()
                     ticket = delivery.ticket
                     attempt = Attempt(self._workshop, slot, ticket.run, ticket.attempt)
-                    self._attempts[slot] = attempt
-                    tasks.start_soon(attempt.carry_out, ticket)
+                    tasks.start_soon(self._carry_out, attempt, ticket)
                     await attempt.claimed.wait()
                     with anyio.move_on_after(KEEP_TICKET_SECONDS):
                         await attempt.done.wait()
                     if not attempt.done.is_set():
                         break
-                    del self._attempts[slot]
                     await delivery.ack()
             await delivery.ack()
             await attempt.done.wait()
-            del self._attempts[slot]
+
+    async def _carry_out(self, attempt: Attempt, ticket: Ticket) -> None:
+        with self._holding(attempt):
+            await attempt.carry_out(ticket)
+
+    async def _resume(self, attempt: Attempt, run: Run, adopted: Adopted) -> None:
+        with self._holding(attempt):
+            await attempt.resume(run, adopted)
+
+    @contextmanager
+    def _holding(self, attempt: Attempt) -> Iterator[None]:
+        """While an attempt is under way, it is looked after."""
+        self._attempts.add(attempt)
+        try:
+            yield
+        finally:
+            self._attempts.discard(attempt)
 
     # What is wanted of the runs
 
@@ -166,70 +182,69 @@ class Agent:
                 continue
             if latest != counter:
                 counter = latest
-                await self._look()
+                self._told.set()
 
     async def _listen_for_hints(self) -> None:
         async with self._bus.hints(self.info.id) as hints:
             async for _ in hints:
-                await self._look()
+                self._told.set()
 
-    async def _look(self) -> None:
-        for attempt in tuple(self._attempts.values()):
+    async def _look_when_told(self, tasks: TaskGroup) -> None:
+        """A run that does not let itself be asked keeps nobody else waiting, nor the lease."""
+        while True:
+            await self._told.wait()
+            self._told = anyio.Event()
+            for attempt in tuple(self._attempts):
+                tasks.start_soon(self._look_at, attempt)
+
+    async def _look_at(self, attempt: Attempt) -> None:
+        try:
             await attempt.look()
+        except Exception:
+            _log.exception("looking at run %s", attempt.number)
 
     # After a restart
 
     async def _adopt(self, tasks: TaskGroup) -> dict[str, Attempt]:
         """Go on with what an earlier incarnation left, by slot; give up what is gone."""
-        found = await self._executor.adopt()
         attempts: dict[str, Attempt] = {}
-        for adopted in found:
-            attempt = await self._adopt_one(adopted, tasks)
-            if attempt is not None:
-                attempts[adopted.execution.slot] = attempt
-                self._attempts[adopted.execution.slot] = attempt
+        for adopted in await self._executor.adopt():
+            execution = adopted.execution
+            run = await self._found(execution)
+            if run is None:
+                await execution.kill()
+                await execution.discard()
+                continue
+            attempt = Attempt(self._workshop, execution.slot, run.id, run.attempt)
+            attempts[execution.slot] = attempt
+            tasks.start_soon(self._resume, attempt, run, adopted)
         for earlier in self._before.agents:
-            await self._give_up_lost_runs(earlier)
+            for run in await self._store.find(RunQuery(limit=None, agent=earlier)):
+                await self._outbox.apply(run.id, command_for_lost(run, self._workshop.loss))
         self._write_incarnations((self.info.id,))
         return attempts
 
-    async def _adopt_one(self, adopted: Adopted, tasks: TaskGroup) -> Attempt | None:
-        execution = adopted.execution
-        run = await self._store.get(execution.run)
-        if run is not None and not run.is_final and run.attempt == execution.attempt:
-            try:
-                run = (await self._outbox.apply(run.id, Find(execution.attempt, self.info.id))).run
-            except Refused:
-                run = None
-            if run is not None:
-                attempt = Attempt(self._workshop, execution.slot, run.id, run.attempt)
-                tasks.start_soon(self._resume, attempt, run, adopted)
-                return attempt
-        await execution.kill()
-        await execution.discard()
-        return None
-
-    async def _resume(self, attempt: Attempt, run: Run, adopted: Adopted) -> None:
-        slot = adopted.execution.slot
-        await attempt.resume(run, adopted.execution, started=adopted.started)
-        if self._attempts.get(slot) is attempt:
-            del self._attempts[slot]
-
-    async def _give_up_lost_runs(self, earlier: str) -> None:
-        """Runs an earlier incarnation had claimed and of which no helper is left."""
-        for run in await self._store.find(RunQuery(limit=_EVERY, agent=earlier)):
-            await self._outbox.apply(run.id, command_for_lost(run, self._workshop.loss))
+    async def _found(self, execution: Execution) -> Run | None:
+        """The run of an execution, ours again; None when it has ended or is another attempt."""
+        try:
+            found = Find(execution.attempt, self.info.id)
+            return (await self._outbox.apply(execution.run, found)).run
+        except (Refused, UnknownRun):
+            return None
 
     def _read_incarnations(self) -> _Incarnations:
         try:
             return msgspec.json.decode(self._record.read_bytes(), type=_Incarnations)
-        except FileNotFoundError:
+        except (FileNotFoundError, msgspec.DecodeError):
             return _Incarnations(_boot_id(), ())
 
     def _write_incarnations(self, agents: Sequence[str]) -> None:
         self._record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = self._record.with_suffix(".new")
-        temporary.write_bytes(msgspec.json.encode(_Incarnations(_boot_id(), tuple(agents))))
+        with temporary.open("wb") as file:
+            file.write(msgspec.json.encode(_Incarnations(_boot_id(), tuple(agents))))
+            file.flush()
+            os.fsync(file.fileno())
         temporary.rename(self._record)
 
 

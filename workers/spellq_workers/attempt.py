@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import anyio
+from msgspec.structs import replace
 
-from spellq.lifecycle import Advance, Claim, Command, End, Refused, Requeue
+from spellq.lifecycle import Advance, Claim, Command, End, Refused, Requeue, Stop
 from spellq.logs import LogEntry
 from spellq.outbox import Outbox
 from spellq.ports import (
+    Adopted,
     ArtifactStore,
     Clock,
     Execution,
@@ -41,6 +43,9 @@ from spellq_workers.outputs import Scan, is_untouched, save, scan
 from spellq_workers.rawlog import OutputWatcher, RawLog
 
 T = TypeVar("T")
+
+LOG_BYTES: Final = 10 << 30
+"""How much output of one run is kept."""
 
 _RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
 _SCANNING: Final = "Scanning for modified or new files from the run"
@@ -88,57 +93,92 @@ class Attempt:
         self._workshop = workshop
         self._slot = slot
         self._execution: Execution | None = None
-        self._preparing: anyio.CancelScope | None = None
+        self._interruptible: anyio.CancelScope | None = None
         self._status = Status.BUILDING
-        self._wanted: Status | None = None
+        self._asked: Status | None = None
         self._raw_start = 0
 
     async def carry_out(self, ticket: Ticket) -> None:
         """Claim the run and see it to its end; a run that does not want it (any more) is left."""
-        try:
-            run, token = await self._claim(ticket)
-            if run is not None:
-                await self._see_through(self._from_the_start(run, token))
-        finally:
-            self.done.set()
+        await self._to_the_end(self._claim_and_begin(ticket))
 
-    async def resume(self, run: Run, execution: Execution, *, started: bool) -> None:
+    async def resume(self, run: Run, adopted: Adopted) -> None:
         """Go on with an execution an earlier incarnation of this agent left."""
         self.claimed.set()
-        self._execution = execution
+        self._execution = adopted.execution
         self._status = run.status
-        _, self._raw_start = await self._workshop.store.log_state(self.number)
+        await self._to_the_end(self._go_on(run, adopted))
+
+    async def look(self) -> None:
+        """Do what is wanted of the run, as the store says now; each thing is asked for once."""
+        run = await self._workshop.store.get(self.number)
+        if run is None or self.done.is_set():
+            return
+        fenced = run.is_final or run.attempt != self.attempt
+        wanted = Status.KILLING if fenced else run.status
+        if wanted not in (Status.KILLING, Status.STOPPING) or wanted is self._asked:
+            return
+        if wanted is Status.KILLING:
+            self._asked = wanted
+            if self._interruptible is not None:
+                self._interruptible.cancel()
+            if self._execution is not None:
+                await self._execution.kill()
+        elif self._execution is not None:
+            self._asked = self._status = wanted
+            await self._execution.stop(run.spec.grace_seconds)
+
+    async def _to_the_end(self, work: Coroutine[None, None, None]) -> None:
+        """Whatever happens to the work, the run comes to an end and the agent goes on."""
         try:
-            await self._see_through(self._go_on(run, execution, started=started))
+            try:
+                await work
+            except Refused as refusal:
+                await self._give_up(refusal)
+            except ExecutionLost:
+                await self._lost()
+            except WorldError as error:
+                await self._end_without_world(error)
+            except Exception as error:
+                await self._fault(error)
+        except Exception:
+            _log.exception("run %s, attempt %s", self.number, self.attempt)
         finally:
+            self.claimed.set()
             self.done.set()
 
-    async def _go_on(self, run: Run, execution: Execution, *, started: bool) -> None:
+    # From claim to end
+
+    async def _claim_and_begin(self, ticket: Ticket) -> None:
+        run, token = await self._claim(ticket)
+        self.claimed.set()
+        if run is None:
+            return
+        await self.look()
+        execution = await self._unless_killed(self._make_world(run, token))
+        if execution is None:
+            await self._apply(End(self.attempt))
+            return
+        self._execution = execution
+        await self._execute(execution)
+
+    async def _go_on(self, run: Run, adopted: Adopted) -> None:
+        execution = adopted.execution
+        _, self._raw_start = await self._until_available(
+            lambda: self._workshop.store.log_state(self.number)
+        )
         if run.status in BEFORE_RUNNING:
+            if not adopted.held:
+                raise ExecutionLost(f"No helper holds run {run.id}.")
             await self._execute(execution)
             return
-        if run.status is Status.RUNNING and not started:
+        await self.look()
+        if not adopted.started:
             await execution.start()
         await self._see_to_the_end(run, execution)
 
-    async def look(self) -> None:
-        """Do what is wanted of the run, as the store says now."""
-        run = await self._workshop.store.get(self.number)
-        if run is None or run.attempt != self.attempt or run.status is self._wanted:
-            return
-        given_up = run.is_final and not self.done.is_set() and run.cause is Cause.AGENT_LOST
-        if run.status is Status.KILLING or given_up:
-            self._wanted = run.status
-            if self._preparing is not None:
-                self._preparing.cancel()
-            if self._execution is not None:
-                await self._execution.kill()
-        elif run.status is Status.STOPPING and self._execution is not None:
-            self._wanted = self._status = run.status
-            await self._execution.stop(run.spec.grace_seconds)
-
     async def _claim(self, ticket: Ticket) -> tuple[Run | None, str | None]:
-        run = await self._workshop.store.get(ticket.run)
+        run = await self._until_available(lambda: self._workshop.store.get(ticket.run))
         token = None
         if run is not None and run.spec.master:
             token = make_master_token(ticket.run, ticket.attempt)
@@ -156,47 +196,28 @@ class Attempt:
             return None, None
         except Refused:
             return None, None
-        finally:
-            self.claimed.set()
         return run, token
 
-    async def _from_the_start(self, run: Run, token: str | None) -> None:
-        await self.look()
-        execution = await self._prepare(run, token)
-        if execution is not None:
-            await self._execute(execution)
-
-    async def _see_through(self, work: Coroutine[None, None, None]) -> None:
-        """Whatever happens to the work, the run comes to an end."""
-        try:
-            await work
-        except Refused as refusal:
-            await self._give_up(refusal)
-        except ExecutionLost:
-            await self._lost()
-            if self._execution is not None:
-                await self._execution.discard()
-        except Exception as error:
-            await self._fault(error)
-
-    async def _prepare(self, run: Run, token: str | None) -> Execution | None:
-        """The run's world, or None when the run has ended instead."""
-        with anyio.CancelScope() as self._preparing:
-            if self._wanted is not None:
-                self._preparing.cancel()
-            try:
-                self._execution = await self._make_world(run, token)
-            except WorldError as error:
-                await self._end_unprepared(error)
-                return None
-        cancelled = self._preparing.cancelled_caught
-        self._preparing = None
-        if cancelled:
-            await self._apply(End(self.attempt))
-            return None
-        return self._execution
+    async def _unless_killed(self, work: Coroutine[None, None, T]) -> T | None:
+        """The work's result, or None when the run was killed meanwhile."""
+        result = None
+        with anyio.CancelScope() as self._interruptible:
+            if self._asked is Status.KILLING:
+                self._interruptible.cancel()
+            result = await work
+        self._interruptible = None
+        return result
 
     async def _make_world(self, run: Run, token: str | None) -> Execution:
+        try:
+            return await self._workshop.executor.prepare(await self._job(run, token))
+        except (OSError, ValueError, KeyError) as error:
+            raise WorldError(
+                f"The run's world could not be made: {error}",
+                mount=self._status is Status.MOUNTING,
+            ) from error
+
+    async def _job(self, run: Run, token: str | None) -> Job:
         shop = self._workshop
         spec = run.spec
         code = None
@@ -209,7 +230,7 @@ class Attempt:
                 source = await shop.checkouts.path(mount.tree, mount.path)
                 mounts.append(WorldMount(str(source), mount.target))
         values = shop.sealer.open(spec.environment_vars)
-        job = Job(
+        return Job(
             run=run.id,
             attempt=run.attempt,
             slot=self._slot,
@@ -218,18 +239,6 @@ class Attempt:
             environment=run_environment(run, values, shop.gateway_url, token),
             code=code,
             mounts=tuple(mounts),
-        )
-        return await shop.executor.prepare(job)
-
-    async def _end_unprepared(self, error: WorldError) -> None:
-        mount = error.mount
-        await self._apply(
-            End(
-                self.attempt,
-                status=Status.MOUNT_FAILED if mount else Status.FAILED,
-                cause=Cause.MOUNT if mount else Cause.WORLD,
-                reason=str(error),
-            )
         )
 
     async def _execute(self, execution: Execution) -> None:
@@ -242,12 +251,13 @@ class Attempt:
     async def _see_to_the_end(self, run: Run, execution: Execution) -> None:
         await self.look()
         ended = await self._follow(execution)
-        await self._save(run, execution, ended)
+        if await self._unless_killed(self._save(run, execution, ended)) is None:
+            await self._apply(End(self.attempt))
         await execution.discard()
 
     async def _follow(self, execution: Execution) -> Exit:
         """Carry the command's output into the log until it has ended and all of it is there."""
-        if not self._status_follows():
+        if self._status in (Status.SAVING, Status.PUSHING):
             return await execution.ended()
         raw = RawLog(Path(execution.output), self._raw_start, self._workshop.watcher)
         outcome: Exit | ExecutionLost
@@ -262,43 +272,63 @@ class Attempt:
             raise outcome
         return outcome
 
-    def _status_follows(self) -> bool:
-        return self._status in (Status.BUILDING, Status.RUNNING, Status.STOPPING, Status.KILLING)
-
     async def _append_output(self, raw: RawLog) -> None:
-        async for pieces in raw.batches():
-            at = self._workshop.clock.now()
-            entries = [
-                LogEntry(
-                    status=self._status,
-                    log=piece.text,
-                    at=at,
-                    raw_end=piece.raw_end,
-                    continued=piece.continued,
-                )
-                for piece in pieces
-            ]
-            await self._append(entries)
+        """A fault here is told, and the command goes on."""
+        try:
+            async for pieces in raw.batches():
+                at = self._workshop.clock.now()
+                entries = [
+                    LogEntry(
+                        status=self._status,
+                        log=piece.text,
+                        at=at,
+                        raw_end=piece.raw_end,
+                        continued=piece.continued,
+                    )
+                    for piece in pieces
+                ]
+                await self._append(entries)
+                if pieces[-1].raw_end > LOG_BYTES:
+                    await self._stop_talking()
+                    return
+        except OSError as error:
+            _log.warning("run %s: its output cannot be read: %s", self.number, error)
+
+    async def _stop_talking(self) -> None:
+        """The log is full: the run is stopped, and what it says from now on is lost."""
+        reason = f"The limit of {LOG_BYTES >> 30} GiB of log is reached."
+        await self._apply(Stop(Cause.LOG, reason))
+        await self.look()
 
     async def _append(self, entries: Sequence[LogEntry]) -> None:
         await self._until_available(lambda: self._workshop.outbox.append(self.number, entries))
 
-    async def _save(self, run: Run, execution: Execution, ended: Exit) -> None:
-        """Save outputs and end; a run without any ends in one step."""
-        found = await self._scan(run, execution)
-        saving = Advance(self.attempt, Status.SAVING, (_SCANNING, *found.notes))
+    async def _save(self, run: Run, execution: Execution, ended: Exit) -> Run:
+        """Save outputs and end; a run without any ends in one step. Its exit code is never lost."""
+        end = End(self.attempt, user_exit_code=ended.code)
         pushing = Advance(self.attempt, Status.PUSHING)
-        if not found:
-            saving = Advance(self.attempt, Status.SAVING, (_SCANNING, *found.notes, _NOTHING))
-            await self._apply(saving, pushing, End(self.attempt, user_exit_code=ended.code))
-            return
-        self._status = (await self._apply(saving)).status
-        tree_id, tree = await self._store_outputs(found)
-        await self._apply(
+        try:
+            found = await self._scan(run, execution)
+            if not found:
+                told = (_SCANNING, *found.notes, _NOTHING)
+                return await self._apply(Advance(self.attempt, Status.SAVING, told), pushing, end)
+            told = (_SCANNING, *found.notes)
+            self._status = (await self._apply(Advance(self.attempt, Status.SAVING, told))).status
+            tree_id, tree = await self._store_outputs(found)
+        except (OSError, ValueError) as error:
+            return await self._apply(
+                Advance(self.attempt, Status.SAVING),
+                replace(
+                    end,
+                    status=Status.FAILED,
+                    cause=Cause.OUTPUTS,
+                    reason=f"The outputs could not be saved: {error}",
+                ),
+            )
+        return await self._apply(
             pushing,
-            End(
-                self.attempt,
-                user_exit_code=ended.code,
+            replace(
+                end,
                 outputs=tree_id,
                 outputs_files=len(tree.entries),
                 outputs_bytes=tree.size,
@@ -324,35 +354,60 @@ class Attempt:
         await self._workshop.artifacts.put_bytes(data)
         return tree_id, tree
 
+    # Other ends
+
     async def _lost(self) -> None:
         """Nobody can tell how the command ended, or whether it did anything."""
-        run = await self._workshop.store.get(self.number)
-        if run is None or run.is_final:
-            return
-        await self._apply(command_for_lost(run, self._workshop.loss))
+        run = await self._until_available(lambda: self._workshop.store.get(self.number))
+        if run is not None and not run.is_final and run.attempt == self.attempt:
+            await self._apply(command_for_lost(run, self._workshop.loss))
+        await self._discard()
 
     async def _give_up(self, refusal: Refused) -> None:
         """The run is being killed, or is somebody else's by now."""
-        if self._execution is not None:
-            await self._execution.kill()
-        if refusal.run.status is Status.KILLING and refusal.run.attempt == self.attempt:
+        run = refusal.run
+        if run.status is Status.KILLING and run.attempt == self.attempt:
+            await self._kill()
             await self._apply(End(self.attempt))
-        if self._execution is not None:
-            await self._execution.discard()
+        await self._discard()
+
+    async def _end_without_world(self, error: WorldError) -> None:
+        await self._apply(
+            End(
+                self.attempt,
+                status=Status.MOUNT_FAILED if error.mount else Status.FAILED,
+                cause=Cause.MOUNT if error.mount else Cause.WORLD,
+                reason=str(error),
+            )
+        )
+        await self._discard()
 
     async def _fault(self, error: Exception) -> None:
         """A fault of ours must not leave the run without an end."""
         _log.exception("run %s, attempt %s", self.number, self.attempt, exc_info=error)
-        if self._execution is not None:
-            await self._execution.kill()
-        reason = f"An internal error of spellq: {error}"
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        await self._kill()
         try:
             await self._apply(
-                End(self.attempt, status=Status.FAILED, cause=Cause.WORLD, reason=reason)
+                End(
+                    self.attempt,
+                    status=Status.FAILED,
+                    cause=Cause.WORLD,
+                    reason=f"An internal error of spellq: {error!r}",
+                )
             )
         except Refused as refusal:
-            _log.warning("could not end run %s: %s", self.number, refusal)
+            await self._give_up(refusal)
+        await self._discard()
+
+    async def _kill(self) -> None:
         if self._execution is not None:
+            await self._execution.kill()
+
+    async def _discard(self) -> None:
+        if self._execution is not None:
+            await self._execution.kill()
             await self._execution.discard()
 
     async def _advance(self, status: Status) -> Run:

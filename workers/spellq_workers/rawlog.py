@@ -1,6 +1,7 @@
 """A command's raw output, a file that grows, as the pieces that become log entries."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from msgspec import Struct
 MAX_ENTRY_BYTES: Final = 1 << 20
 BATCH_LINES: Final = 4096
 _READ_BYTES: Final = 1 << 18
+
+_log = logging.getLogger(__name__)
 
 
 class Piece(Struct, frozen=True):
@@ -106,9 +109,9 @@ class RawLog:
                         yield batch
                 if finished:
                     break
-                if watch is None:
-                    watch = self._watcher.watch(self._path, self._grown.set)
-                elif not self._finished:
+                if watch is None and (watch := self._watch()) is not None:
+                    continue
+                if not self._finished:
                     await self._grown.wait()
             if self._pending:
                 yield [self._take(self._pending, 0)]
@@ -116,6 +119,14 @@ class RawLog:
             if watch is not None:
                 self._watcher.unwatch(watch)
             os.close(file)
+
+    def _watch(self) -> Watch | None:
+        """Without a watch (the machine's limit is reached) the rest is read at the end."""
+        try:
+            return self._watcher.watch(self._path, self._grown.set)
+        except OSError as error:
+            _log.warning("%s is not followed: %s", self._path, error)
+            return None
 
     async def _open(self) -> int | None:
         """A command that was never executed has no output; that is known when it has ended."""
