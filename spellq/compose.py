@@ -5,14 +5,16 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
+import msgspec
 import uvicorn
 from litestar import Litestar
 
@@ -22,18 +24,19 @@ from spellq.control.launch import Launcher
 from spellq.control.outputs import SavedOutputs
 from spellq.control.runs import Runs
 from spellq.control.supervisor import Supervisor
-from spellq.daemon import LOCAL_OWNER, AlreadyRunning, DaemonFiles
+from spellq.daemon import AlreadyRunning, DaemonFiles, UnusableHome, local_owner
 from spellq.gateway import Services, create_app
-from spellq.gateway.activity import Activity
 from spellq.gateway.auth import ADMIN, Authenticator
+from spellq.gateway.closing import Closing
 from spellq.outbox import Outbox
-from spellq.ports import RunQuery, Store, Token
-from spellq.seal import Sealer, load_or_create_key
+from spellq.ports import RunQuery, Store, StoreUnavailable, Token
+from spellq.runs import parse_number
+from spellq.seal import Sealer, UnusableKey, load_or_create_key
 from spellq.settings import (
-    DEFAULT_MASTER_SLOTS,
     DEFAULT_PORT,
     InvalidSetting,
     parse_machine_types,
+    parse_master_slots,
     read_config,
     setting,
 )
@@ -45,6 +48,9 @@ from spellq_workers.process import ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher
 
 IDLE_SECONDS: Final = 600.0
+GRACEFUL_SECONDS: Final = 1
+"""How long requests under way may go on when the daemon leaves."""
+
 HOST: Final = "127.0.0.1"
 
 _log = logging.getLogger(__name__)
@@ -68,11 +74,22 @@ class CannotStart(Exception):
 class Runtime:
     """An embedded installation in one process."""
 
-    store: SqliteStore
+    services: Services
     supervisor: Supervisor
-    feed: Feed
     agent: Agent
     app: Litestar
+
+
+_REFUSALS: Final = (
+    InvalidSetting,
+    AlreadyRunning,
+    CannotStart,
+    UnusableHome,
+    UnusableKey,
+    WrongSchema,
+    OSError,
+)
+"""Errors whose message is all that the user needs to be told."""
 
 
 def serve(settings: DaemonSettings) -> None:
@@ -83,25 +100,37 @@ def serve(settings: DaemonSettings) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    starter = _Starter(settings.ready_fd)
     files = DaemonFiles(settings.home)
     try:
+        files.lock()
         config = read_config(settings.home)
         asked = setting("SPELLQ_PORT", _text(settings.port), config)
         types = setting("SPELLQ_MACHINE_TYPES", settings.machine_types, config)
         slots = parse_machine_types(types or "cpu")
-        files.lock()
+        master_slots = parse_master_slots(setting("SPELLQ_MASTER_SLOTS", None, config), slots)
         listener = _listen(asked, files.last_port())
         anyio.run(
             _serve,
             files,
             listener,
-            slots,
-            settings.ready_fd,
+            _Slots(slots, master_slots),
+            starter,
             backend_options={"use_uvloop": True},
         )
-    except (InvalidSetting, AlreadyRunning, CannotStart, WrongSchema, OSError) as error:
-        _say(settings.ready_fd, {"error": str(error)})
-        sys.exit(f"ERROR: {error}")
+    except (*_REFUSALS, BaseExceptionGroup) as error:
+        refusal = _only_error(error)
+        if not isinstance(refusal, _REFUSALS):
+            raise
+        starter.say({"error": str(refusal)})
+        sys.exit(f"ERROR: {refusal}")
+
+
+def _only_error(error: BaseException) -> BaseException:
+    """What task groups wrapped, if that is a single error."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _text(value: int | None) -> str | None:
@@ -115,19 +144,20 @@ def _listen(asked: str | None, last: int | None) -> socket.socket:
         CannotStart: the port asked for is taken or is none.
     """
     if asked is not None:
-        if not (asked.isascii() and asked.isdigit() and int(asked) < 65536):
-            raise CannotStart(f"Invalid port {asked!r}: use a number from 1 to 65535.")
+        port = parse_number(asked)
+        if port is None or port > 65535:
+            raise CannotStart(f"Invalid port {asked[:40]!r}: use a number from 1 to 65535.")
         try:
-            return _bind(int(asked))
+            return _bind(port)
         except OSError as error:
             raise CannotStart(
                 f"Port {asked} cannot be used: {error.strerror}. "
                 "Choose another with --port, or leave it out to get a free one."
             ) from error
-    for port in (last, DEFAULT_PORT, 0):
-        if port is not None:
+    for choice in (last, DEFAULT_PORT, 0):
+        if choice is not None:
             try:
-                return _bind(port)
+                return _bind(choice)
             except OSError:
                 continue
     raise CannotStart(f"No port can be opened on {HOST}.")
@@ -146,48 +176,63 @@ def _bind(port: int) -> socket.socket:
     return listener
 
 
-def _say(ready_fd: int | None, message: dict[str, Any]) -> None:
-    if ready_fd is not None:
-        os.write(ready_fd, json.dumps(message).encode() + b"\n")
-        os.close(ready_fd)
+class _Starter:
+    """Whoever started the daemon and waits for its first words; it may have given up."""
+
+    def __init__(self, ready_fd: int | None) -> None:
+        self._ready_fd = ready_fd
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Say it, unless something was said before: then the descriptor is not ours any more."""
+        descriptor, self._ready_fd = self._ready_fd, None
+        if descriptor is not None:
+            with suppress(OSError):
+                os.write(descriptor, json.dumps(message).encode() + b"\n")
+            os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """What this machine serves: slots by machine type, and those for masters."""
+
+    kinds: dict[str, int]
+    masters: int
 
 
 async def _serve(
-    files: DaemonFiles,
-    listener: socket.socket,
-    slots: dict[str, int],
-    ready_fd: int | None,
+    files: DaemonFiles, listener: socket.socket, slots: _Slots, starter: _Starter
 ) -> None:
     port = listener.getsockname()[1]
     url = f"http://{HOST}:{port}"
     async with embedded_runtime(files.home, slots, url) as runtime:
         token = files.read_token()
         if token is None:
-            token = make_token(LOCAL_OWNER(), "local")
+            token = make_token(local_owner(), "local")
             files.write_token(token)
-        await runtime.store.put_token(
-            token_hash(token), Token(LOCAL_OWNER(), "local", ADMIN, SystemClock().now())
+        services = runtime.services
+        await services.store.put_token(
+            token_hash(token), Token(local_owner(), "local", ADMIN, SystemClock().now())
         )
-        activity = Activity(runtime.app)
         server = _Server(
             uvicorn.Config(
-                activity,
+                services.activity.watch(runtime.app),
                 log_level="warning",
                 log_config=None,
                 access_log=False,
                 ws="wsproto",
                 http="httptools",
                 lifespan="off",
-                timeout_graceful_shutdown=1,
+                timeout_graceful_shutdown=2 * GRACEFUL_SECONDS,
                 ws_max_size=1024 * 1024,
-            )
+            ),
+            services.closing,
         )
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_leave_on_signal, server)
-            tasks.start_soon(_leave_when_idle, server, activity, runtime)
+            tasks.start_soon(_leave_when_idle, server, services)
             files.announce(url, port)
-            _say(ready_fd, {"url": url})
-            _log.info("serving at %s, slots %s", url, slots)
+            starter.say({"url": url})
+            _log.info("serving at %s, slots %s, masters %s", url, slots.kinds, slots.masters)
             await server.serve(sockets=[listener])
             files.withdraw()
             tasks.cancel_scope.cancel()
@@ -197,9 +242,27 @@ async def _serve(
 class _Server(uvicorn.Server):
     """Leaves signals to us: what is under way has to be let go of in order."""
 
+    def __init__(self, config: uvicorn.Config, closing: Closing) -> None:
+        super().__init__(config)
+        self._closing = closing
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what never ends by itself, then wait a moment for the requests under way."""
+        self._closing.begin()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._abort_the_rest)
+            await super().shutdown(sockets)
+            tasks.cancel_scope.cancel()
+
+    async def _abort_the_rest(self) -> None:
+        """Whose reader does not read would never end."""
+        await anyio.sleep(GRACEFUL_SECONDS)
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
 
 
 async def _leave_on_signal(server: uvicorn.Server) -> None:
@@ -208,38 +271,54 @@ async def _leave_on_signal(server: uvicorn.Server) -> None:
             server.should_exit = True
 
 
-async def _leave_when_idle(server: uvicorn.Server, activity: Activity, runtime: Runtime) -> None:
+async def _leave_when_idle(
+    server: uvicorn.Server, services: Services, idle_seconds: float = IDLE_SECONDS
+) -> None:
     """Leave once nobody asked anything and no run was under way for ten minutes."""
+    activity = services.activity
     while True:
         quiet = activity.quiet_seconds()
-        if quiet < IDLE_SECONDS:
-            await anyio.sleep(IDLE_SECONDS - quiet)
-        elif await runtime.store.find(RunQuery(limit=1, live=True)):
+        if quiet < idle_seconds:
+            await anyio.sleep(idle_seconds - quiet)
+        elif await _has_live_runs(services.store):
             activity.stir()
         else:
             server.should_exit = True
             return
 
 
+async def _has_live_runs(store: Store) -> bool:
+    """Whether there is a run to stay for; a store that cannot tell may have one."""
+    try:
+        return bool(await store.find(RunQuery(limit=1, live=True)))
+    except StoreUnavailable as error:
+        _log.warning("cannot tell whether runs are under way: %s", error)
+        return True
+
+
 @asynccontextmanager
-async def embedded_runtime(home: Path, slots: dict[str, int], url: str) -> AsyncIterator[Runtime]:
-    """The whole of an embedded installation, working: store first, then agent, then supervisor."""
+async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator[Runtime]:
+    """The whole of an embedded installation, working: store first, then agent, then supervisor.
+
+    Raises:
+        CannotStart, UnusableKey, WrongSchema: what is kept in `home` cannot be used.
+    """
     clock = SystemClock()
-    store = await SqliteStore.open(home, clock)
+    sealer = Sealer(load_or_create_key(home / "key"))
+    store = await _open_store(home, clock)
     bus = InProcessBus()
     outbox = Outbox(store, bus)
     artifacts = await DiskArtifacts.make(home / "artifacts")
-    sealer = Sealer(load_or_create_key(home / "key"))
     executor = ProcessExecutor(home)
-    feed = Feed(store, bus)
+    feed = Feed(store, bus, clock)
     supervisor = Supervisor(store, bus, outbox, feed, clock)
     async with OutputWatcher() as watcher:
         agent = Agent(
             AgentSettings(
                 folder=home / "agent",
                 name="local",
-                slots=slots,
-                master_slots=DEFAULT_MASTER_SLOTS if "cpu" in slots else 0,
+                slots=slots.kinds,
+                master_slots=slots.masters,
                 gateway_url=url,
             ),
             store,
@@ -251,16 +330,16 @@ async def embedded_runtime(home: Path, slots: dict[str, int], url: str) -> Async
             sealer,
             clock,
         )
-        app = create_app(
-            Services(
-                store=store,
-                artifacts=artifacts,
-                feed=feed,
-                launcher=Launcher(store, outbox, artifacts, sealer, clock),
-                runs=Runs(store, outbox, bus),
-                outputs=SavedOutputs(store, artifacts),
-                authenticator=Authenticator(store),
-            )
+        runs = Runs(store, outbox, bus)
+        outputs = SavedOutputs(store, artifacts)
+        services = Services(
+            store=store,
+            artifacts=artifacts,
+            feed=feed,
+            launcher=Launcher(store, outbox, artifacts, sealer, clock, runs, outputs),
+            runs=runs,
+            outputs=outputs,
+            authenticator=Authenticator(store),
         )
         try:
             async with anyio.create_task_group() as tasks:
@@ -268,10 +347,20 @@ async def embedded_runtime(home: Path, slots: dict[str, int], url: str) -> Async
                 await tasks.start(agent.run)
                 await supervisor.refill()
                 tasks.start_soon(supervisor.run)
-                yield Runtime(store, supervisor, feed, agent, app)
+                yield Runtime(services, supervisor, agent, create_app(services))
                 tasks.cancel_scope.cancel()
         finally:
             await _let_go(executor, store)
+
+
+async def _open_store(home: Path, clock: SystemClock) -> SqliteStore:
+    try:
+        return await SqliteStore.open(home, clock)
+    except (sqlite3.DatabaseError, msgspec.MsgspecError, StoreUnavailable) as error:
+        raise CannotStart(
+            f"{home / 'state.db'} cannot be used: {error}. Restore it from a backup, or move it "
+            "away (with state.db-wal and state.db-shm) to begin anew, without the runs in it."
+        ) from error
 
 
 async def _let_go(executor: ProcessExecutor, store: Store) -> None:

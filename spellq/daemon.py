@@ -1,15 +1,16 @@
 """The files by which a local daemon is found, and its being the only one of its home."""
 
 import fcntl
-import getpass
 import os
+import pwd
+import stat
 import struct
 from pathlib import Path
-from typing import Final
 
 import msgspec
 from msgspec import Struct
 
+from spellq.files import write_private
 from spellq.version import __version__
 
 
@@ -23,6 +24,10 @@ class DaemonRecord(Struct, frozen=True):
 
 class AlreadyRunning(Exception):
     """Another daemon lives in this home."""
+
+
+class UnusableHome(Exception):
+    """The home folder cannot be this daemon's; the message names it and the remedy."""
 
 
 class DaemonFiles:
@@ -40,8 +45,9 @@ class DaemonFiles:
         """
         Raises:
             AlreadyRunning: somebody else holds the lock.
+            UnusableHome: the folder is another user's, or cannot be made.
         """
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_private()
         descriptor = os.open(self.home / "daemon.lock", os.O_CREAT | os.O_RDWR, 0o600)
         try:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock())
@@ -49,6 +55,24 @@ class DaemonFiles:
             os.close(descriptor)
             raise AlreadyRunning(f"Another spellq daemon runs in {self.home}.") from error
         self._lock = descriptor
+
+    def _make_private(self) -> None:
+        """The folder is ours alone, also when it was there: everything below relies on it."""
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = self.home.stat()
+            if status.st_uid == os.geteuid() and stat.S_IMODE(status.st_mode) != 0o700:
+                self.home.chmod(0o700)
+        except OSError as error:
+            raise UnusableHome(
+                f"The folder {self.home} cannot be used: {error.strerror}. "
+                "Set SPELLQ_HOME to a folder of your own."
+            ) from error
+        if status.st_uid != os.geteuid():
+            raise UnusableHome(
+                f"The folder {self.home} belongs to {_user_name(status.st_uid)}, not to "
+                f"{local_owner()}. Set SPELLQ_HOME to a folder of your own."
+            )
 
     def unlock(self) -> None:
         """Let another daemon be the one of this home; the end of the process does it too."""
@@ -66,9 +90,9 @@ class DaemonFiles:
     def announce(self, url: str, port: int) -> None:
         """Say where this daemon serves."""
         record = DaemonRecord(url=url, pid=os.getpid())
-        _write(self.home / "port", str(port))
-        _write(self.home / "daemon.pid", f"{os.getpid()}\n")
-        _write(self.home / "daemon.json", msgspec.json.encode(record).decode() + "\n")
+        write_private(self.home / "port", str(port).encode())
+        write_private(self.home / "daemon.pid", f"{os.getpid()}\n".encode())
+        write_private(self.home / "daemon.json", msgspec.json.encode(record) + b"\n")
 
     def withdraw(self) -> None:
         """This daemon serves no longer."""
@@ -78,11 +102,11 @@ class DaemonFiles:
     def read_token(self) -> str | None:
         try:
             return (self.home / "token").read_text().strip() or None
-        except FileNotFoundError:
+        except (FileNotFoundError, UnicodeDecodeError):
             return None
 
     def write_token(self, token: str) -> None:
-        _write(self.home / "token", token + "\n")
+        write_private(self.home / "token", f"{token}\n".encode())
 
 
 def daemon_lives(home: Path) -> bool:
@@ -103,16 +127,13 @@ def _flock() -> bytes:
     return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file of ours whole: a reader sees the old text or the new."""
-    temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+def local_owner() -> str:
+    """Who owns the runs of a local daemon: the user it runs as, whatever the environment says."""
+    return _user_name(os.getuid())
 
 
-LOCAL_OWNER: Final = getpass.getuser
-"""Who owns the runs of a local daemon: the user it runs as."""
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid{uid}"

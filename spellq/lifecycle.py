@@ -235,9 +235,7 @@ class _Moves:
     def note(self, text: str) -> None:
         self._add_line(text)
 
-    def _add_line(
-        self, text: str, *, status_event: bool = False, level: str | None = None
-    ) -> None:
+    def _add_line(self, text: str, *, status_event: bool = False, level: str | None = None) -> None:
         run = self.run
         self.lines.append(
             LogEntry(

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from msgspec import Struct
 
@@ -296,11 +296,16 @@ class ArtifactStore(Protocol):
     async def put_bytes(self, data: bytes) -> str:
         """Store a small content; returns its hash."""
 
-    async def adopt(self, path: Path) -> tuple[str, int]:
-        """Store a file's content; returns hash and size. Repeating it gives the same answer.
+    async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
+        """Store the content of a file that is open for reading; returns hash and size.
 
-        Where it is the same file system the file itself becomes the stored one: nobody may write
-        to it any more, and its owner removes its name when it likes.
+        Repeating it gives the same answer. The file itself may become the stored one, with its
+        mode changed, if it has a single name: nobody may write to it any more, and its owner
+        removes that name when it likes. With `copy`, others may write to it: what is stored is
+        what was read, and the file stays as it is.
+
+        Raises:
+            ValueError: not a regular file.
         """
 
     async def get_bytes(self, sha256: str) -> bytes:
@@ -375,12 +380,22 @@ class Execution(Protocol):
 
     @property
     def files(self) -> "os.PathLike[str]":
-        """The folder with what the command made below /spell; complete once it has ended."""
+        """The folder with what the command made below /spell; complete once it has ended.
+
+        The command was a stranger's: its names may be anything, and who it gave a descriptor of
+        the folder to may still change what is in it (spellq_workers.runfolder.may_be_held).
+        """
 
     async def start(self) -> None:
-        """Execute the command. Returns once it is certain that it started, or raises ExecutionLost.
+        """Execute the command. Returns once it is certain that it started.
 
-        A command starts at most once, whatever is repeated.
+        A command starts at most once, whatever is repeated. After `stop` or `kill` nothing is
+        executed: the command has ended then, by SIGTERM (143) or SIGKILL (137), which `ended` says
+        at once. That holds for one an earlier agent stopped or killed, too.
+
+        Raises:
+            ExecutionLost: nobody can tell whether it started.
+            WorldError: it cannot be started, and nothing was executed.
         """
 
     async def ended(self) -> Exit:
@@ -391,13 +406,20 @@ class Execution(Protocol):
         """
 
     async def stop(self, grace_seconds: float) -> None:
-        """Ask the command to end (SIGTERM to its process group), kill it after the grace."""
+        """Ask the command to end (SIGTERM to its process group), kill it after the grace.
+
+        Before `start` it keeps the command from being executed. Where the helper is gone or does
+        not answer, this returns all the same: `ended` tells what became of the command.
+        """
 
     async def kill(self) -> None:
-        """Kill every process of the world."""
+        """Kill every process of the world; else as `stop`."""
 
     async def discard(self) -> None:
-        """The result is recorded: take the world down and remove its files."""
+        """The result is recorded: take the world down and remove its files.
+
+        A command that still runs is killed before; one that was not started never will be.
+        """
 
 
 class Adopted(Struct, frozen=True):

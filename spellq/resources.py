@@ -5,8 +5,13 @@ from typing import Final
 
 from msgspec import Struct
 
+from spellq.runs import parse_number
+
 RUN_DIRECTORY: Final = "/spell"
 """Where a run's code and outputs are; relative mount points start here."""
+
+_SHOWN: Final = 200
+"""Characters of a refused resource that its error repeats."""
 
 _RESERVED: Final = ("/", "/proc", "/sys", "/dev", "/tmp", RUN_DIRECTORY)  # noqa: S108
 
@@ -29,16 +34,17 @@ def parse_resource(text: str) -> Resource:
     """`runs/<number>[/path]`; trailing slashes are tolerated.
 
     Raises:
-        InvalidResourceError: anything else, `..`, an absolute path, a NUL.
+        InvalidResourceError: anything else, a number beyond all runs, `..`, a NUL.
     """
     kind, _, rest = text.partition("/")
-    number, _, path = rest.partition("/")
-    if kind != "runs" or not (number.isascii() and number.isdigit()) or int(number) == 0:
+    digits, _, path = rest.partition("/")
+    number = parse_number(digits)
+    if kind != "runs" or not number:
         raise InvalidResourceError(
-            f"{text!r} is not a valid resource. "
+            f"{text[:_SHOWN]!r} is not a valid resource. "
             "Use runs/<number>[/path], for example runs/12/model.bin."
         )
-    return Resource(int(number), relative_path(path, f"resource {text!r}"))
+    return Resource(number, relative_path(path, f"resource {text[:_SHOWN]!r}"))
 
 
 def relative_path(path: str, what: str) -> str:

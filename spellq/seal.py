@@ -9,7 +9,14 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from spellq.files import write_private
+
 _NONCE_BYTES: Final = 12
+_KEY_BYTES: Final = 32
+
+
+class UnusableKey(Exception):
+    """The key file cannot be used; the message names it and the remedy."""
 
 
 class Sealer:
@@ -47,14 +54,35 @@ class Sealer:
 
 
 def load_or_create_key(path: Path) -> bytes:
-    """The key in the file at `path` (mode 0600), made when there is none."""
+    """The key in the file at `path` (mode 0600), made when there is none.
+
+    Only one process at a time may ask (a daemon holds its home's lock).
+
+    Raises:
+        UnusableKey: the file cannot be read or written, or is no key.
+    """
     try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    key = ChaCha20Poly1305.generate_key()
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(key)
-        file.flush()
-        os.fsync(file.fileno())
+        key = _read_key(path)
+        if key is None:
+            key = ChaCha20Poly1305.generate_key()
+            write_private(path, key)
+    except OSError as error:
+        raise UnusableKey(
+            f"The key in {path} cannot be used: {error.strerror}. "
+            "Make it a file that you can read and write."
+        ) from error
+    return key
+
+
+def _read_key(path: Path) -> bytes | None:
+    try:
+        key = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    if len(key) != _KEY_BYTES:
+        raise UnusableKey(
+            f"{path} is damaged: a key has {_KEY_BYTES} bytes, this file {len(key)}. Restore it "
+            "from a backup, or remove it: then a new key is made, and runs that wait with "
+            "environment variables cannot start any more."
+        )
     return key

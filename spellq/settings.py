@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from spellq.runs import machine_type_key
+from spellq.runs import MASTER_QUEUE, machine_type_key
 
 DEFAULT_PORT: Final = 7735
 DEFAULT_MASTER_SLOTS: Final = 16
 LEAST_SLOTS: Final = 4
 MAX_SLOTS: Final = 1024
+_SHOWN: Final = 40
 
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
@@ -36,21 +37,47 @@ def parse_machine_types(text: str) -> dict[str, int]:
                 f"Invalid machine type {name!r} in {text!r}: "
                 "use letters, digits and . _ - , for example cpu=8,t4=1."
             )
+        if key == MASTER_QUEUE:
+            raise InvalidSetting(
+                f"{key!r} in {text!r} cannot be a machine type: master runs have slots of that "
+                "name by themselves. SPELLQ_MASTER_SLOTS says how many."
+            )
         if key in slots:
             raise InvalidSetting(f"The machine type {key!r} is named twice in {text!r}.")
-        if equals and not (number.isascii() and number.isdigit() and 0 < int(number) <= MAX_SLOTS):
+        if equals and not _is_slots(number, 1):
             raise InvalidSetting(
-                f"Invalid number of slots {number!r} for {key!r}: use 1 to {MAX_SLOTS}."
+                f"Invalid number of slots {number[:_SHOWN]!r} for {key!r}: use 1 to {MAX_SLOTS}."
             )
         slots[key] = int(number) if equals else max(LEAST_SLOTS, os.cpu_count() or 1)
     return slots
+
+
+def parse_master_slots(text: str | None, slots: Mapping[str, int]) -> int:
+    """How many master runs at once: 16 by default where cpu is served, else none.
+
+    Raises:
+        InvalidSetting: no such number can be.
+    """
+    if text is None:
+        return DEFAULT_MASTER_SLOTS if "cpu" in slots else 0
+    if not _is_slots(text, 0):
+        raise InvalidSetting(
+            f"Invalid number of slots for masters {text[:_SHOWN]!r}: use 0 to {MAX_SLOTS} "
+            "in SPELLQ_MASTER_SLOTS."
+        )
+    return int(text)
+
+
+def _is_slots(text: str, least: int) -> bool:
+    few_digits = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_SLOTS))
+    return few_digits and least <= int(text) <= MAX_SLOTS
 
 
 def read_config(home: Path) -> Mapping[str, Any]:
     """The settings in `home/config.toml`, or none.
 
     Raises:
-        InvalidSetting: the file is no TOML.
+        InvalidSetting: the file cannot be read or is no TOML.
     """
     path = home / "config.toml"
     try:
@@ -59,6 +86,10 @@ def read_config(home: Path) -> Mapping[str, Any]:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidSetting(f"{path} is not valid TOML: {error}") from error
+    except OSError as error:
+        raise InvalidSetting(
+            f"{path} cannot be read: {error.strerror}. Make it a file you can read, or remove it."
+        ) from error
 
 
 def setting(name: str, flag: str | None, config: Mapping[str, Any]) -> str | None:

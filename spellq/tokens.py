@@ -9,6 +9,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from spellq.runs import parse_number
+
 _PERSON: Final = "sq_"
 _MASTER: Final = "sqr_"
 
@@ -37,6 +39,7 @@ def parse_master_token(token: str) -> MasterToken | None:
     if not token.startswith(_MASTER):
         return None
     parts = token[len(_MASTER) :].split("_")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts[:2]):
+    if len(parts) != 3:
         return None
-    return MasterToken(int(parts[0]), int(parts[1]))
+    run, attempt = parse_number(parts[0]), parse_number(parts[1])
+    return None if run is None or attempt is None else MasterToken(run, attempt)

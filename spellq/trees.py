@@ -92,7 +92,7 @@ def decode_tree(data: bytes) -> Tree:
     """
     try:
         tree = _decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidTreeError(f"not a tree: {error}") from error
     if len(tree.entries) > MAX_ENTRIES:
         raise InvalidTreeError(f"a tree of {len(tree.entries)} entries; the limit is {MAX_ENTRIES}")

@@ -1,17 +1,28 @@
 """What goes over the wire between clients and the gateway: requests, views, socket messages."""
 
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from spellq.events import Cursor, Event, EventFilter, EventType
 from spellq.logs import LogEntry
-from spellq.runs import DEFAULT_GRACE_SECONDS, DEFAULT_MACHINE_TYPE, Cause, Run, Status, Workflow
+from spellq.runs import (
+    DEFAULT_GRACE_SECONDS,
+    DEFAULT_MACHINE_TYPE,
+    MAX_NUMBER,
+    Cause,
+    Run,
+    Status,
+    Workflow,
+)
 
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
 VERSION_HEADER: Final = "Spellq-Version"
+
+Number = Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
+"""The number of a run or workflow, or of a request on the socket."""
 
 
 class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -29,7 +40,7 @@ class RunRequest(Struct, frozen=True, kw_only=True, omit_defaults=True):
     repository: str = ""
     timeout_minutes: float | None = None
     grace_seconds: float = DEFAULT_GRACE_SECONDS
-    workflow_id: int | None = None
+    workflow_id: Number | None = None
 
 
 class RunBatch(Struct, frozen=True):
@@ -155,7 +166,7 @@ class ErrorReply(Struct, frozen=True):
 class Wait(Struct, frozen=True, tag_field="op", tag="wait"):
     """Tell me when the run reaches one of the statuses, or ends elsewhere."""
 
-    id: int
+    id: Number
     run: int
     statuses: tuple[Status, ...]
 
@@ -163,15 +174,21 @@ class Wait(Struct, frozen=True, tag_field="op", tag="wait"):
 class Subscribe(Struct, frozen=True, tag_field="op", tag="events"):
     """Send me the events that match, from after the cursor (or from now on)."""
 
-    id: int
+    id: Number
     filter: EventFilter = EventFilter()
     after: Cursor | None = None
+
+
+class AnyRequest(Struct, frozen=True):
+    """What every message of a client has, however wrong the rest of it is."""
+
+    id: Number
 
 
 class Cancel(Struct, frozen=True, tag_field="op", tag="cancel"):
     """Forget the request of that id."""
 
-    id: int
+    id: Number
 
 
 ClientMessage = Wait | Subscribe | Cancel
@@ -215,7 +232,10 @@ class EventMessage(Struct, frozen=True, tag_field="op", tag="event"):
 
 
 class RequestFailed(Struct, frozen=True, tag_field="op", tag="error"):
-    """The request of that id cannot be served; `status` is what HTTP would have answered."""
+    """The request of that id cannot be served; `status` is what HTTP would have answered.
+
+    The id is 0 for a message without a usable one.
+    """
 
     id: int
     status: int

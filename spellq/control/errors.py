@@ -14,6 +14,12 @@ class NotFound(Rejected):
     status = 404
 
 
+class Conflict(Rejected):
+    """What the request names is not in a state for it."""
+
+    status = 409
+
+
 class Unauthorized(Rejected):
     """No token, or one that is not valid (any more)."""
 

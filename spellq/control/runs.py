@@ -1,12 +1,16 @@
 """Commands on runs that exist: look, stop, kill, label; one run or a whole workflow."""
 
-from spellq.control.errors import NotFound
+from collections.abc import Iterable
+from typing import Final
+
+from spellq.control.errors import Conflict, NotFound, Rejected
 from spellq.lifecycle import Command, Kill, Label, Refused, Stop
 from spellq.outbox import Outbox
 from spellq.ports import Bus, RunQuery, Store, UnknownRun
-from spellq.runs import Cause, Run, Workflow
+from spellq.runs import MAX_NUMBER, Cause, Run, Status, Workflow
 
-_EVERY: int = 1_000_000
+MAX_LABELS: Final = 100
+MAX_LABEL_CHARACTERS: Final = 200
 
 
 class Runs:
@@ -22,10 +26,14 @@ class Runs:
         Raises:
             NotFound: no such run, or another owner's.
         """
-        run = await self._store.get(number)
+        run = await self._store.get(number) if 0 < number <= MAX_NUMBER else None
         if run is None or (owner is not None and run.owner != owner):
             raise NotFound(str(UnknownRun(number)))
         return run
+
+    async def live(self, owner: str | None) -> list[Run]:
+        """Every run that has not ended, newest first."""
+        return await self._store.find(RunQuery(limit=None, owner=owner, live=True))
 
     async def stop(self, number: int, owner: str | None) -> tuple[Run, bool]:
         """Ask for the end and keep outputs; the run, and whether anything changed."""
@@ -40,7 +48,12 @@ class Runs:
     async def label(
         self, number: int, owner: str | None, add: tuple[str, ...], remove: tuple[str, ...]
     ) -> Run:
-        await self.get(number, owner)
+        """
+        Raises:
+            Rejected: a label that cannot be, or too many of them.
+        """
+        run = await self.get(number, owner)
+        check_labels({*add, *(label for label in run.labels if label not in remove)})
         return (await self._outbox.apply(number, Label(add, remove))).run
 
     async def workflow(self, number: int, owner: str | None) -> tuple[Workflow, Run, list[Run]]:
@@ -49,23 +62,63 @@ class Runs:
         Raises:
             NotFound: no such workflow, or another owner's.
         """
-        workflow = await self._store.get_workflow(number)
-        if workflow is None or (owner is not None and workflow.owner != owner):
-            raise NotFound(f"There is no workflow {number}.")
-        runs = await self._store.find(RunQuery(limit=_EVERY, workflow=number))
-        master = await self.get(workflow.managing_run, owner)
-        return workflow, master, [run for run in reversed(runs) if run.id != master.id]
+        workflow, master = await self._workflow(number, owner)
+        return workflow, master, await self._workers(workflow)
 
     async def end_workflow(self, number: int, owner: str | None, *, kill: bool) -> None:
-        """Stop or kill the master run first, then every worker run that has not ended."""
-        _, master, runs = await self.workflow(number, owner)
+        """Stop or kill the master run first, then every worker run that has not ended.
+
+        None that is launched meanwhile stays behind: the master's end is stored before the
+        workers are listed, and whoever launches looks at the master once more after its runs are
+        stored (`end_late`). So a run is either in the list, or its launcher sees the end.
+        """
+        workflow, master = await self._workflow(number, owner)
         command = Kill(Cause.WORKFLOW) if kill else Stop(Cause.WORKFLOW)
-        for run in (master, *runs):
+        if not master.is_final:
+            await self._want(master.id, command)
+        for run in await self._workers(workflow):
             if not run.is_final:
                 await self._want(run.id, command)
-        _, _, later = await self.workflow(number, owner)
-        for run in later[len(runs) :]:
-            await self._want(run.id, command)
+
+    async def check_open(self, number: int, owner: str | None) -> None:
+        """Whether runs may be launched into the workflow.
+
+        Raises:
+            NotFound: no such workflow, or another owner's.
+            Conflict: its master run has ended, or is about to.
+        """
+        _, master = await self._workflow(number, owner)
+        if _is_over(master):
+            raise Conflict(
+                f"Workflow {number} takes no more runs: its managing run {master.id} is "
+                f"{master.status.replace('_', ' ')}. Launch without it, or in a new workflow."
+            )
+
+    async def end_late(self, number: int, made: Iterable[Run]) -> None:
+        """End the runs just made in a workflow if that came to its end meanwhile.
+
+        Raises:
+            Conflict: it did.
+        """
+        try:
+            await self.check_open(number, None)
+        except Conflict:
+            _, master = await self._workflow(number, None)
+            killed = master.status in (Status.KILLING, Status.KILLED)
+            for run in made:
+                await self._want(run.id, Kill(Cause.WORKFLOW) if killed else Stop(Cause.WORKFLOW))
+            raise
+
+    async def _workflow(self, number: int, owner: str | None) -> tuple[Workflow, Run]:
+        known = 0 < number <= MAX_NUMBER
+        workflow = await self._store.get_workflow(number) if known else None
+        if workflow is None or (owner is not None and workflow.owner != owner):
+            raise NotFound(f"There is no workflow {number}.")
+        return workflow, await self.get(workflow.managing_run, None)
+
+    async def _workers(self, workflow: Workflow) -> list[Run]:
+        runs = await self._store.find(RunQuery(limit=None, workflow=workflow.id))
+        return [run for run in reversed(runs) if run.id != workflow.managing_run]
 
     async def _want(self, number: int, command: Command) -> tuple[Run, bool]:
         try:
@@ -77,3 +130,26 @@ class Runs:
             await self._store.nudge(run.agent)
             await self._bus.hint(run.agent)
         return run, bool(committed.logged)
+
+
+def _is_over(master: Run) -> bool:
+    """Whether a master run has ended or was asked to; what it still saves changes nothing."""
+    return master.is_final or master.stop_requested or master.status is Status.KILLING
+
+
+def check_labels(labels: Iterable[str]) -> None:
+    """
+    Raises:
+        Rejected: a label that cannot be, or too many of them.
+    """
+    several = tuple(labels)
+    for label in several:
+        if not label.strip():
+            raise Rejected("A label is empty.")
+        if len(label) > MAX_LABEL_CHARACTERS:
+            raise Rejected(
+                f"The label {label[:40]!r}… has {len(label)} characters; "
+                f"the limit is {MAX_LABEL_CHARACTERS}."
+            )
+    if len(several) > MAX_LABELS:
+        raise Rejected(f"A run has at most {MAX_LABELS} labels, not {len(several)}.")

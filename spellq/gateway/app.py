@@ -38,8 +38,9 @@ def create_app(services: Services) -> Litestar:
         openapi_config=OpenAPIConfig(
             title="spellq",
             version=__version__,
-            path=API,
-            render_plugins=[JsonRenderPlugin(path="/openapi.json")],
+            # Not API itself: whatever else lies below this path is answered 405, not 404.
+            path=f"{API}/openapi.json",
+            render_plugins=[JsonRenderPlugin(path="/")],
             use_handler_docstrings=True,
         ),
         state=State({"services": services}),

@@ -1,18 +1,16 @@
 """REST: contents by hash, trees, and the outputs of runs. Nothing is held in memory whole."""
 
-from typing import Any, Final
+from typing import Final
 
-from litestar import Request, get, post, put
+from anyio import to_thread
+from litestar import get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
 from litestar.response import Stream
 
 from spellq.control.errors import NotFound, Rejected
-from spellq.gateway.auth import Caller
-from spellq.gateway.services import Provided
+from spellq.gateway.services import ApiRequest, Provided
 from spellq.trees import InvalidTreeError, Tree, decode_tree, encode_tree
 from spellq.wire import Hashes, LsReply, TreeReply
-
-ApiRequest = Request[Caller, Any, Any]
 
 MAX_TREE_BYTES: Final = 256 * 1024 * 1024
 MAX_HASHES: Final = 10_000
@@ -45,7 +43,11 @@ async def upload(sha256: FromPath[str], request: ApiRequest, services: Provided)
 
 @get("/artifacts/{sha256:str}")
 async def download(sha256: FromPath[str], services: Provided) -> Stream:
-    """A content, streamed."""
+    """A content, streamed.
+
+    Its hash is a capability: whoever has a valid token and knows the hash may read the content,
+    whoever stored it. Hashes of others' files are told to nobody who may not see their runs.
+    """
     _check_hash(sha256)
     try:
         content = await services.artifacts.open(sha256)
@@ -57,17 +59,23 @@ async def download(sha256: FromPath[str], services: Provided) -> Stream:
 @post("/trees", request_max_body_size=MAX_TREE_BYTES)
 async def create_tree(request: ApiRequest, services: Provided) -> TreeReply:
     """Store a tree whose contents are stored."""
-    try:
-        tree = decode_tree(await request.body())
+    body = await request.body()
+    try:  # a large tree takes seconds: not in the loop
+        hashes, tree_id, data = await to_thread.run_sync(_read_tree, body)
     except InvalidTreeError as error:
         raise Rejected(f"Invalid tree: {error}.") from error
-    hashes = sorted({entry.sha256 for entry in tree.entries if entry.sha256 is not None})
     lacking = await services.artifacts.missing(hashes)
     if lacking:
         raise Rejected(f"{len(lacking)} contents of the tree are not stored, {lacking[0]} is one.")
-    tree_id, data = encode_tree(tree)
     await services.artifacts.put_bytes(data)
     return TreeReply(tree_id)
+
+
+def _read_tree(body: bytes) -> tuple[list[str], str, bytes]:
+    """The hashes in a tree, its id, and its bytes in the one way they are kept."""
+    tree = decode_tree(body)
+    hashes = sorted({entry.sha256 for entry in tree.entries if entry.sha256 is not None})
+    return hashes, *encode_tree(tree)
 
 
 @get("/resources/tree")

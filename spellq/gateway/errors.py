@@ -40,6 +40,10 @@ def http_error(_: Request[Any, Any, Any], error: HTTPException) -> Response[Erro
     return _reply(error.status_code, text)
 
 
+def too_deep(_: Request[Any, Any, Any], __: RecursionError) -> Response[ErrorReply]:
+    return _reply(400, "The body is nested too deeply.")
+
+
 def unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorReply]:
     """A fault of ours: the log tells it whole, the caller learns that it is ours."""
     _log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -50,5 +54,6 @@ HANDLERS: dict[Any, Any] = {
     Rejected: rejected,
     StoreUnavailable: unavailable,
     HTTPException: http_error,
+    RecursionError: too_deep,
     Exception: unexpected,
 }

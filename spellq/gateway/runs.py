@@ -1,17 +1,23 @@
-"""REST: runs, workflows, and who one is."""
+"""REST: runs, workflows, and who one is.
 
+A POST that launches may carry an `Idempotency-Key`: repeated with the same key within 24 hours, it
+launches nothing more and is answered with the same runs. The key belongs to its request: on
+another path, with another body, or from another master run's workflow it is another key.
+"""
+
+import hashlib
 import secrets
-from typing import Annotated, Any
+from typing import Annotated, Final
 
 import msgspec
-from litestar import Request, get, post
+from litestar import get, post
 from litestar.params import FromPath, FromQuery, HeaderParameter, JSONBody
 
 from spellq.control.errors import Rejected
 from spellq.gateway.auth import Caller
-from spellq.gateway.services import Provided
+from spellq.gateway.services import ApiRequest, Provided, Services
 from spellq.ports import RunQuery
-from spellq.runs import Status
+from spellq.runs import MASTER_QUEUE, MAX_NUMBER, Status
 from spellq.version import __version__
 from spellq.wire import (
     IDEMPOTENCY_HEADER,
@@ -28,15 +34,26 @@ from spellq.wire import (
     workflow_view,
 )
 
-ApiRequest = Request[Caller, Any, Any]
-CommandId = Annotated[str | None, HeaderParameter(name=IDEMPOTENCY_HEADER, required=False)]
+IdempotencyKey = Annotated[
+    str | None,
+    HeaderParameter(
+        name=IDEMPOTENCY_HEADER,
+        required=False,
+        description="Repeats of this very request (path and body) with the same key within "
+        "24 hours launch nothing more and get the same answer.",
+    ),
+]
 
-MAX_PAGE = 1000
+MAX_PAGE: Final = 1000
 
 
-def _command_id(caller: Caller, key: str | None) -> str:
-    """The key under which a repeat of this request is known; without one, it never is."""
-    return f"{caller.owner} {key or secrets.token_hex(16)}"
+async def _command_id(request: ApiRequest, key: str | None) -> str:
+    """What a repeat of this request is known by; without a key nothing repeats it."""
+    caller = request.user
+    body = hashlib.sha256(await request.body()).hexdigest()
+    workflow = "" if caller.workflow is None else str(caller.workflow)
+    key = key or secrets.token_hex(16)
+    return "\0".join((caller.owner, workflow, request.url.path, key, body))
 
 
 def _in_workflow(request: RunRequest, caller: Caller) -> RunRequest:
@@ -51,26 +68,33 @@ async def launch(
     data: JSONBody[RunRequest],
     request: ApiRequest,
     services: Provided,
-    command_id: CommandId = None,
+    key: IdempotencyKey = None,
 ) -> RunView:
     """Launch a worker run."""
     caller = request.user
     (run,) = await services.launcher.launch(
-        [_in_workflow(data, caller)], caller.owner, _command_id(caller, command_id)
+        [_in_workflow(data, caller)],
+        caller.owner,
+        await _command_id(request, key),
+        sees=caller.sees,
     )
     return run_view(run)
 
 
 @post("/runs/batch")
 async def launch_batch(
-    data: JSONBody[RunBatch], request: ApiRequest, services: Provided, command_id: CommandId = None
+    data: JSONBody[RunBatch],
+    request: ApiRequest,
+    services: Provided,
+    key: IdempotencyKey = None,
 ) -> RunPage:
     """Launch several worker runs; all of them or (an error) none. Answered in order."""
     caller = request.user
     runs = await services.launcher.launch(
         [_in_workflow(each, caller) for each in data.runs],
         caller.owner,
-        _command_id(caller, command_id),
+        await _command_id(request, key),
+        sees=caller.sees,
     )
     return RunPage([run_view(run) for run in runs])
 
@@ -89,6 +113,9 @@ async def list_runs(
     """Runs, newest first; `label` may be repeated and asks for any of them."""
     if not 1 <= limit <= MAX_PAGE:
         raise Rejected(f"limit is {limit}; it has to be 1 to {MAX_PAGE}.")
+    for name, number in (("before", before), ("workflow", workflow)):
+        if number is not None and not 0 <= number <= MAX_NUMBER:
+            raise Rejected(f"{name} is {number}; it has to be 0 to {MAX_NUMBER}.")
     query = RunQuery(
         limit=limit,
         before=before,
@@ -129,8 +156,6 @@ async def label_run(
     number: FromPath[int], data: JSONBody[LabelRequest], request: ApiRequest, services: Provided
 ) -> RunView:
     """Add and remove labels."""
-    if any(not label.strip() for label in data.add):
-        raise Rejected("A label is empty.")
     run = await services.runs.label(number, request.user.sees, data.add, data.remove)
     return run_view(run)
 
@@ -140,12 +165,12 @@ async def launch_workflow(
     data: JSONBody[WorkflowRequest],
     request: ApiRequest,
     services: Provided,
-    command_id: CommandId = None,
+    key: IdempotencyKey = None,
 ) -> WorkflowView:
     """Launch a master run in a workflow of its own."""
     caller = request.user
     workflow, run = await services.launcher.launch_workflow(
-        data.run, caller.owner, _command_id(caller, command_id)
+        data.run, caller.owner, await _command_id(request, key), sees=caller.sees
     )
     return workflow_view(workflow, run, [])
 
@@ -158,15 +183,28 @@ async def get_workflow(
     return workflow_view(*await services.runs.workflow(number, request.user.sees))
 
 
-@post("/workflows/{number:int}/{action:str}", status_code=200)
-async def end_workflow(
-    number: FromPath[int], action: FromPath[str], request: ApiRequest, services: Provided
+@post("/workflows/{number:int}/stop", status_code=200)
+async def stop_workflow(
+    number: FromPath[int], request: ApiRequest, services: Provided
 ) -> WorkflowView:
-    """Stop or kill the master run and every worker run that has not ended."""
-    if action not in ("stop", "kill"):
-        raise Rejected(f"A workflow can be stopped or killed; {action!r} is neither.")
-    await services.runs.end_workflow(number, request.user.sees, kill=action == "kill")
-    return workflow_view(*await services.runs.workflow(number, request.user.sees))
+    """Stop the master run and every worker run that has not ended; outputs are saved."""
+    return await _end_workflow(number, request, services, kill=False)
+
+
+@post("/workflows/{number:int}/kill", status_code=200)
+async def kill_workflow(
+    number: FromPath[int], request: ApiRequest, services: Provided
+) -> WorkflowView:
+    """Kill the master run and every worker run that has not ended; outputs are lost."""
+    return await _end_workflow(number, request, services, kill=True)
+
+
+async def _end_workflow(
+    number: int, request: ApiRequest, services: Services, *, kill: bool
+) -> WorkflowView:
+    sees = request.user.sees
+    await services.runs.end_workflow(number, sees, kill=kill)
+    return workflow_view(*await services.runs.workflow(number, sees))
 
 
 @get("/me")
@@ -175,14 +213,14 @@ async def me(request: ApiRequest, services: Provided) -> Me:
     slots: dict[str, int] = {}
     for agent in await services.store.agents():
         for kind, count in agent.slots.items():
-            slots[kind] = slots.get(kind, 0) + count
-    live = await services.store.find(RunQuery(limit=1_000_000, owner=request.user.sees, live=True))
+            if kind != MASTER_QUEUE:
+                slots[kind] = slots.get(kind, 0) + count
     return Me(
         owner=request.user.owner,
         scope=request.user.scope,
         version=__version__,
         machine_types=slots,
-        live_runs=len(live),
+        live_runs=len(await services.runs.live(request.user.sees)),
     )
 
 
@@ -196,6 +234,7 @@ HANDLERS = [
     label_run,
     launch_workflow,
     get_workflow,
-    end_workflow,
+    stop_workflow,
+    kill_workflow,
     me,
 ]

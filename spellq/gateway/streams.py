@@ -1,49 +1,59 @@
 """Streams over HTTP: a run's log as JSON lines, events as server-sent events."""
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Final
 
 import msgspec
-from litestar import Request, get
+from litestar import get
 from litestar.params import FromPath, FromQuery
-from litestar.response import ServerSentEvent, ServerSentEventMessage, Stream
+from litestar.response import ServerSentEventMessage
 
 from spellq.control.errors import Rejected
 from spellq.events import Cursor, EventFilter, EventType, Logged
-from spellq.gateway.auth import Caller
-from spellq.gateway.services import Provided, Services
+from spellq.gateway.closing import OpenEnded
+from spellq.gateway.services import ApiRequest, Provided, Services
 from spellq.logs import LogEntry
-from spellq.runs import Status
+from spellq.runs import MAX_NUMBER, Status
 from spellq.wire import LogLine, event_view
 
-ApiRequest = Request[Caller, Any, Any]
+_JSON_LINES: Final = "application/x-ndjson"
+_EVENT_STREAM: Final = "text/event-stream"
+_STREAM_HEADERS: Final = {
+    "Cache-Control": "no-cache",
+    "Connection": "keep-alive",
+    "X-Accel-Buffering": "no",
+}
 
 _encode = msgspec.json.Encoder().encode_lines
 
 
-@get("/runs/{number:int}/logs")
+@get("/runs/{number:int}/logs", media_type=_JSON_LINES)
 async def logs(
     number: FromPath[int],
     request: ApiRequest,
     services: Provided,
     offset: FromQuery[int] = 0,
     follow: FromQuery[bool] = False,
-) -> Stream:
+) -> OpenEnded:
     """The run's log from an entry on (negative: from the end), as JSON lines.
 
-    With `follow` it goes on until the run has ended and all of its log was sent.
+    With `follow` it goes on until the run has ended and all of its log was sent. A gateway that
+    closes ends it too: as long as the run has not ended, ask again from the next offset.
     """
     await services.runs.get(number, request.user.sees)
+    if abs(offset) > MAX_NUMBER:
+        raise Rejected("The offset is beyond every log.")
     if offset < 0:
         length, _ = await services.store.log_state(number)
         offset = max(0, length + offset)
     lines = _lines(services, number, offset, follow)
-    return Stream(lines, media_type="application/x-ndjson")
+    return OpenEnded(lines, services.closing, media_type=_JSON_LINES)
 
 
 async def _lines(
     services: Services, number: int, offset: int, follow: bool
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     while True:
         with services.feed.log_growth(number) as growth:
             run = await services.store.get(number)
@@ -61,7 +71,7 @@ def _chunk(offset: int, entries: list[LogEntry]) -> bytes:
     return _encode([LogLine(offset + place, entry) for place, entry in enumerate(entries)])
 
 
-@get("/events")
+@get("/events", media_type=_EVENT_STREAM)
 async def events(
     request: ApiRequest,
     services: Provided,
@@ -70,8 +80,11 @@ async def events(
     type: FromQuery[list[EventType] | None] = None,  # noqa: A002
     status: FromQuery[list[Status] | None] = None,
     after: FromQuery[Cursor | None] = None,
-) -> ServerSentEvent:
-    """Events from now on, or from after `Last-Event-ID`; filters narrow them, each may repeat."""
+) -> OpenEnded:
+    """Events from now on, or from after `Last-Event-ID`; filters narrow them, each may repeat.
+
+    What happens after this answer has begun is in it.
+    """
     wanted = EventFilter(
         runs=frozenset(run) if run else None,
         workflow=workflow,
@@ -80,20 +93,36 @@ async def events(
         owner=request.user.sees,
     )
     cursor = request.headers.get("last-event-id") or after
-    if cursor is not None:
-        try:
-            await services.store.events_after(cursor, 1)
-        except ValueError as error:
-            raise Rejected(f"{error}. Leave Last-Event-ID out to begin now.") from error
-    return ServerSentEvent(_messages(services, wanted, cursor))
+    if cursor is None:
+        cursor = services.feed.newest
+    else:
+        await _check_cursor(services, cursor)
+    return OpenEnded(
+        _messages(services, wanted, cursor),
+        services.closing,
+        media_type=_EVENT_STREAM,
+        headers=_STREAM_HEADERS,
+        keep_alive=ServerSentEventMessage(comment="still here", data=None).encode(),
+    )
+
+
+async def _check_cursor(services: Services, cursor: Cursor) -> None:
+    try:
+        await services.store.events_after(cursor, 1)
+    except (ValueError, OverflowError) as error:
+        raise Rejected(
+            f"{cursor[:40]!r} is no cursor of this event log. "
+            "Leave Last-Event-ID (or after) out to begin now."
+        ) from error
 
 
 async def _messages(
-    services: Services, wanted: EventFilter, cursor: Cursor | None
-) -> AsyncIterator[ServerSentEventMessage]:
-    yield ServerSentEventMessage(comment="spellq events")
-    async for logged in services.feed.events(wanted, cursor):
-        yield _message(logged)
+    services: Services, wanted: EventFilter, cursor: Cursor
+) -> AsyncGenerator[bytes, None]:
+    yield ServerSentEventMessage(comment="spellq events", data=None).encode()
+    async with aclosing(services.feed.events(wanted, cursor)) as found:
+        async for logged in found:
+            yield _message(logged).encode()
 
 
 def _message(logged: Logged) -> ServerSentEventMessage:

@@ -1,4 +1,4 @@
-"""An agent and its attempts, in this process, over real slot helpers: what goes wrong in between."""
+"""An agent and its attempts, in this process, over real slot helpers: what may go wrong."""
 
 import asyncio
 import contextlib
@@ -269,7 +269,7 @@ async def test_a_store_that_is_away_while_the_agent_looks(machine: Machine) -> N
 async def test_outputs_that_cannot_be_saved_do_not_cost_the_exit_code(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def full(*_: object) -> tuple[str, int]:
+    async def full(*_: object, **__: object) -> tuple[str, int]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(machine.artifacts, "adopt", full)
@@ -303,7 +303,7 @@ async def test_a_kill_does_not_wait_for_outputs_to_be_saved(
 ) -> None:
     saving = asyncio.Event()
 
-    async def slow(*_: object) -> tuple[str, int]:
+    async def slow(*_: object, **__: object) -> tuple[str, int]:
         saving.set()
         await asyncio.Event().wait()
         raise AssertionError("never")

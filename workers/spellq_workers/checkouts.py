@@ -4,7 +4,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import posixpath
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,8 @@ class Checkouts:
         Its files share their bytes with the store's where they can.
 
         Raises:
-            WorldError: there is no such tree, or nothing at `subpath`.
+            WorldError: there is no such tree, or nothing at `subpath`; links in it are followed
+                as far as they lead to places in the tree.
         """
         return await self._get(tree_id, subpath, writable=False)
 
@@ -79,19 +79,40 @@ class Checkouts:
         )
 
 
+def follow_links(links: Mapping[str, str], path: str) -> str | None:
+    """Where `path` really is in a tree with these links; "" is the tree itself.
+
+    Every part of the path may be a link. None: one leads out of the tree, or they go in circles.
+    """
+    done: list[str] = []
+    todo = path.split("/")[::-1]
+    followed = 0
+    while todo:
+        name = todo.pop()
+        if name == "..":
+            if not done:
+                return None
+            done.pop()
+        elif name not in ("", "."):
+            done.append(name)
+            link = links.get("/".join(done))
+            if link is not None:
+                followed += 1
+                if followed > _MAX_LINKS:
+                    return None
+                done.pop()
+                todo += link.split("/")[::-1]
+    return "/".join(done)
+
+
 def _part(tree: Tree, subpath: str) -> tuple[Tree, bool]:
     """What is at `subpath`, links followed, and whether that is a single file."""
-    path = subpath
-    for _ in range(_MAX_LINKS):
-        entry = tree.entry(path) if path else None
-        if entry is None or entry.link is None:
-            break
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(path), entry.link))
-        path = "" if path == "." else path
-    part = tree.subtree(path)
-    if part is None or (entry is not None and entry.link is not None):
+    links = {entry.path: entry.link for entry in tree.entries if entry.link is not None}
+    path = follow_links(links, subpath)
+    part = None if path is None else tree.subtree(path)
+    if path is None or part is None:
         raise WorldError(f"There is no {subpath!r} in what is to be mounted.", mount=True)
-    return part, entry is not None
+    return part, bool(path) and tree.entry(path) is not None
 
 
 def _materialise(

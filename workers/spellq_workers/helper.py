@@ -10,26 +10,32 @@ overlay can be made there: exit status 0, or a sentence on stderr.
 Only the standard library, nothing of spellq: the helper starts fast and survives an update.
 
 Guarantees: a command is executed at most once for a `prepare`; `ended` is sent only after every
-process of the world is dead and the journal `exit.json` is in the run's folder; what one run
-leaves in the world is gone before the next is prepared; without an agent and without a running
-command the helper ends after 30 seconds.
+process of the world is dead and the journal `exit.json` is in the run's folder, or was tried to be
+written there; what one run leaves in the world is gone before the next is prepared; without an
+agent and without a running command the helper ends after 30 seconds. A helper whose world is of no
+use any more ends as well, and listens no more from the answer on that made it so.
 
 Protocol: one JSON object a line. The latest connection wins. Every request gets one answer, in
 order; `ended` comes unasked, in between. All but `prepare`, `status` and `leave` name `run` and
 `attempt`, and get `unknown` when the helper holds another run.
 
-    {"do": "prepare", "run", "attempt", "folder", "command", "cwd", "environment", "code",
-     "mounts": [[source, target], ...]}     -> prepared | error {message, mount}
+    {"do": "prepare", "run", "attempt", "folder", "command", "cwd", "environment", "home", "code",
+     "mounts": [[source, target], ...]}     -> prepared | error {message, mount, leaving}; leaving:
+                                               it is worth a try with a new helper
     {"do": "start"}                         -> started; repeated, nothing happens again
+                                               | error {message, mount}; nothing was executed
     {"do": "stop", "grace_seconds"}         -> done; SIGTERM now, SIGKILL to all after the grace
     {"do": "kill"}                          -> done; SIGKILL to all
+                                               (either before `start`: that executes nothing then,
+                                               and the command has ended by that signal)
     {"do": "discard"}                       -> discarded {clean} | error while the command runs;
                                                not clean: `discarded-…` is left to be removed
     {"do": "status"}                        -> status {run, attempt, state, exit}
     {"do": "leave"}                         -> done, and the helper ends unless a command runs
     ended {run, attempt, exit: {code, signal, started_at, ended_at}}
 
-What is in a run's folder, which `prepare` makes: see runfolder.py.
+What is in a run's folder, which `prepare` makes: see runfolder.py. The journal also has `run`,
+`attempt`, `boot_id`, and `held`: whether somebody outside may still write to the run's files.
 """
 
 import json
@@ -50,6 +56,7 @@ from spellq_workers.mounts import (
     CLONE_NEWNS,
     CLONE_NEWPID,
     give_up_privileges,
+    is_below,
     unshare,
 )
 from spellq_workers.places import Refused
@@ -69,14 +76,18 @@ class Command:
         self.attempt: int = request["attempt"]
         self.exit: Message | None = None
         self.pid: int | None = None
-        self._text: str = request["command"]
-        self._cwd = os.path.normpath(os.path.join(RUN_DIRECTORY, request["cwd"]))
-        self._environment: dict[str, str] = request["environment"]
         self.folder = folder
+        self._text: str = request["command"]
+        self._environment: dict[str, str] = request["environment"]
         self._boot_id = boot_id
         self._started_at = 0.0
+        self._doom: signal.Signals | None = None
+        cwd = os.path.normpath(os.path.join(RUN_DIRECTORY, request["cwd"]))
+        self._cwd = os.path.realpath(cwd)
         if not os.path.isdir(self._cwd):
-            raise Refused(f"The run's folder {self._cwd} does not exist in its code.")
+            raise Refused(f"The run's folder {cwd} does not exist in its code.")
+        if not is_below(self._cwd, RUN_DIRECTORY):
+            raise Refused(f"The run's folder {cwd} leads out of {RUN_DIRECTORY}.")
 
     @property
     def state(self) -> str:
@@ -84,29 +95,53 @@ class Command:
             return "ended"
         return "started" if self._started_at else "prepared"
 
-    def start(self) -> None:
-        """Execute it; one that cannot be executed says so in its output and ends with 126."""
+    def doom(self, end: signal.Signals) -> None:
+        """Prepared, it shall not be executed: `start` will end it by this signal."""
+        if self._doom is not signal.SIGKILL:
+            self._doom = end
+
+    def start(self) -> tuple[int, int | None] | None:
+        """Execute it, unless it is doomed; how it ended, (code, signal), if it did at once.
+
+        One that cannot be executed says so in its output and ends with 126.
+
+        Raises:
+            OSError: its output cannot be written; it is still prepared.
+        """
         output = self.folder.open_output()
-        self.folder.mark_started()
-        self._started_at = time.time()
         try:
+            if self._doom is None:
+                self.folder.mark_started()
+            self._started_at = time.time()
+            if self._doom is not None:
+                return 128 + self._doom, self._doom
             self.pid = self._spawn(output)
         except (OSError, ValueError) as error:
-            os.write(output, f"spellq: the command cannot be executed: {error}\n".encode())
-            self.end(126, None)
+            if not self._started_at:
+                raise
+            with suppress(OSError):
+                os.write(output, f"spellq: the command cannot be executed: {error}\n".encode())
+            return 126, None
         finally:
             os.close(output)
+        return None
 
-    def end(self, code: int, ended_by: int | None) -> None:
-        """Every process is dead: write the journal."""
+    def end(self, code: int, ended_by: int | None, *, held: bool) -> None:
+        """Every process is dead: write the journal. If that fails, the exit is told all the same.
+
+        `held`: somebody outside may still write to the run's files.
+        """
         self.exit = {
             "code": code,
             "signal": ended_by,
             "started_at": self._started_at,
             "ended_at": time.time(),
         }
-        journal = {"run": self.run, "attempt": self.attempt, "boot_id": self._boot_id, **self.exit}
-        self.folder.write_journal(journal)
+        about = {"run": self.run, "attempt": self.attempt, "boot_id": self._boot_id, "held": held}
+        try:
+            self.folder.write_journal(about | self.exit)
+        except OSError as error:
+            _complain("the journal cannot be written", error)
 
     def _spawn(self, output: int) -> int:
         os.chdir(self._cwd)
@@ -187,7 +222,14 @@ class Helper:
                 self._kill_all()
                 self._kill_at = None
             else:
-                self._leaving = True
+                self._leave()
+
+    def _leave(self) -> None:
+        """End soon. Whoever connects from now on finds nobody, and starts another helper."""
+        if not self._leaving:
+            self._leaving = True
+            self._poll.unregister(self._listener)
+            self._listener.close()
 
     def _accept(self) -> None:
         connection, _ = self._listener.accept()
@@ -242,7 +284,8 @@ class Helper:
         elif verb == "status":
             self._send(self._describe())
         elif verb == "leave":
-            self._leaving = not self._running()
+            if not self._running():
+                self._leave()
             self._send({"is": "done"})
         else:
             self._answer_about_command(verb, request)
@@ -255,12 +298,12 @@ class Helper:
         elif verb == "start":
             self._start(command)
         elif verb == "discard" and self._running():
-            self._send({"is": "error", "message": "The command is still running.", "mount": False})
+            self._send(_error("The command is still running."))
         elif verb == "discard":
             self._send({"is": "discarded", "clean": self._forget()})
         else:
             if verb == "kill":
-                self._kill_all()
+                self._kill(command)
             elif verb == "stop":
                 self._stop(command, request["grace_seconds"])
             self._send({"is": "done"})
@@ -279,24 +322,29 @@ class Helper:
 
     def _prepare(self, request: Message) -> Message:
         if self._running():
-            return {"is": "error", "message": "The slot has a running command.", "mount": False}
+            return _error("The slot has a running command.")
         self._forget()
+        if self._leaving:
+            return _error("The slot helper is about to end.", leaving=True)
         try:
             self._command = self._make_command(request)
-        except (Refused, OSError) as error:
-            self._leaving = self._world is None
-            mount = isinstance(error, Refused) and error.mount
-            text = str(error) if isinstance(error, Refused) else error.strerror or str(error)
-            return {"is": "error", "message": text, "mount": mount}
+        except Refused as refusal:
+            return _error(str(refusal), mount=refusal.mount)
+        except OSError as error:
+            _complain("the world cannot be made", error)
+            self._leave()
+            return _error(error.strerror or str(error), leaving=True)
         return {"is": "prepared"}
 
     def _make_command(self, request: Message) -> Command:
         if self._world is None:
             config = self._config
-            self._world = World(config["slot"], config["cover"], config["visible"])
+            world = World(config["slot"], config["cover"], config["visible"])
             give_up_privileges()
-        home = request["environment"].get("HOME", "")
-        folder = self._world.prepare(request["folder"], home, request["code"], request["mounts"])
+            self._world = world
+        folder = self._world.prepare(
+            request["folder"], request["home"], request["code"], request["mounts"]
+        )
         try:
             return Command(request, folder, self._boot_id)
         except Refused:
@@ -308,18 +356,43 @@ class Helper:
         command, self._command = self._command, None
         if command is None or self._world is None:
             return True
-        return self._world.discard(command.folder)
+        clean = False
+        try:
+            clean = self._world.discard(command.folder)
+        except OSError as error:
+            _complain("the world cannot be used again", error)
+            self._leave()
+        if self._world.was_held:
+            self._leave()
+        return clean
 
     def _start(self, command: Command) -> None:
         if command.state == "prepared":
             self._status, self._kill_at = None, None
-            command.start()
+            try:
+                ended = command.start()
+            except OSError as error:
+                message = f"The command cannot be started: {error.strerror or error}."
+                self._send(_error(message))
+                return
+            if ended is not None:
+                self._send({"is": "started"})
+                self._end(command, *ended)
+                return
         self._send({"is": "started"})
         if command.exit is not None:
             self._report(command)
 
+    def _kill(self, command: Command) -> None:
+        if command.state == "prepared":
+            command.doom(signal.SIGKILL)
+        else:
+            self._kill_all()
+
     def _stop(self, command: Command, grace_seconds: float) -> None:
-        if self._running() and command.pid is not None and self._status is None:
+        if command.state == "prepared":
+            command.doom(signal.SIGTERM)
+        elif self._running() and command.pid is not None and self._status is None:
             os.killpg(command.pid, signal.SIGTERM)
             self._kill_at = time.monotonic() + grace_seconds
 
@@ -344,27 +417,42 @@ class Helper:
 
     def _finish(self, command: Command, status: int) -> None:
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
-        code = os.WEXITSTATUS(status) if ended_by is None else 128 + ended_by
-        try:
-            command.end(code, ended_by)
-        except OSError as error:
-            print(f"the journal cannot be written: {error}", file=sys.stderr)  # noqa: T201
+        self._end(command, os.WEXITSTATUS(status) if ended_by is None else 128 + ended_by, ended_by)
+
+    def _end(self, command: Command, code: int, ended_by: int | None) -> None:
+        command.end(code, ended_by, held=self._leave_world())
         self._report(command)
+
+    def _leave_world(self) -> bool:
+        assert self._world is not None
+        try:
+            return self._world.leave()
+        except OSError as error:
+            _complain("the world cannot be used again", error)
+            self._world.was_held = True
+            return True
 
     def _report(self, command: Command) -> None:
         self._send(
             {"is": "ended", "run": command.run, "attempt": command.attempt, "exit": command.exit}
         )
         self._idle_since = time.monotonic()
-        if self._world is not None:
-            self._world.leave(command.folder)
+
+
+def _error(message: str, *, mount: bool = False, leaving: bool = False) -> Message:
+    return {"is": "error", "message": message, "mount": mount, "leaving": leaving}
+
+
+def _complain(what: str, error: OSError) -> None:
+    print(f"{what}: {error}", file=sys.stderr)  # noqa: T201
 
 
 def _check(folder: str) -> None:
     """Make a world with an overlay, and let this process's end take it down."""
     os.mkdir(f"{folder}/code")
     world = World(folder, folder, [])
-    world.discard(world.prepare(f"{folder}/run", "", f"{folder}/code", []))
+    give_up_privileges()
+    world.discard(world.prepare(f"{folder}/run", "/", f"{folder}/code", []))
 
 
 def _leave_agent(config: Message) -> socket.socket:

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
+import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections import deque
@@ -14,13 +14,21 @@ from typing import Any, Final, cast
 import msgspec
 
 from spellq.ports import WorldError
+from spellq_workers import folders
 
 HELPER: Final = Path(__file__).with_name("helper.py")
+ANSWER_SECONDS: Final = 30.0
+"""A helper that takes longer to answer, other than to `prepare`, counts as silent."""
 
 Message = dict[str, Any]
 
+_log = logging.getLogger(__name__)
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(type=Message)
+
+
+class HelperSilent(ConnectionError):
+    """The helper lives and does not answer; what it was asked for it may do later, or never."""
 
 
 class Link(asyncio.Protocol):
@@ -36,18 +44,29 @@ class Link(asyncio.Protocol):
     def is_open(self) -> bool:
         return self._transport is not None and not self._transport.is_closing()
 
-    async def ask(self, request: Message) -> Message:
+    async def ask(self, request: Message, seconds: float | None = None) -> Message:
         """Send a request and wait for its answer. A cancelled wait leaves the request sent.
 
+        `seconds` is how long to wait, ANSWER_SECONDS by itself; making a world takes as long as
+        it takes.
+
         Raises:
-            ConnectionError: the helper is gone; it may or may not have done what was asked.
+            ConnectionError: the helper is gone, or silent (HelperSilent), and the link closed; it
+                may or may not have done what was asked.
         """
         if self._transport is None or not self.is_open:
             raise ConnectionResetError("the slot helper is gone")
-        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Message] = loop.create_future()
         self._answers.append(answer)
         self._transport.write(_encoder.encode(request) + b"\n")
-        return await answer
+        if request["do"] == "prepare":
+            return await answer
+        timer = loop.call_later(seconds or ANSWER_SECONDS, self._give_up, answer)
+        try:
+            return await answer
+        finally:
+            timer.cancel()
 
     def tell(self, request: Message) -> None:
         """Send a request and do not wait."""
@@ -60,6 +79,12 @@ class Link(asyncio.Protocol):
         self.on_ended = None
         if self._transport is not None:
             self._transport.close()
+
+    def _give_up(self, answer: "asyncio.Future[Message]") -> None:
+        if not answer.done():
+            answer.set_exception(HelperSilent("the slot helper does not answer"))
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -109,19 +134,30 @@ def start_helper(slot: Path, cover: Path, visible: list[str]) -> None:
     """Start the slot's helper and return when it listens. Blocks for some ten milliseconds.
 
     Raises:
-        WorldError: its namespaces cannot be made.
+        WorldError: its namespaces cannot be made, or its folder.
     """
-    slot.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for left in (slot / "spare", *slot.glob("discarded-*")):
-        shutil.rmtree(left, ignore_errors=True)
-    config = {"slot": str(slot), "cover": str(cover), "visible": visible}
     log = slot / "helper.log"
-    with log.open("wb") as stderr:
-        if run_helper(config, stderr.fileno()) != 0:
-            raise WorldError(
-                f"The slot helper cannot start: {log.read_text(errors='replace').strip()}. "
-                "`spellq doctor` says what this machine lacks."
-            )
+    try:
+        slot.mkdir(parents=True, exist_ok=True, mode=0o700)
+        remove_folder(slot / "spare")
+        config = {"slot": str(slot), "cover": str(cover), "visible": visible}
+        with log.open("wb") as stderr:
+            if run_helper(config, stderr.fileno()) == 0:
+                return
+        error = log.read_text(errors="replace").strip()
+    except OSError as fault:
+        error = str(fault)
+    raise WorldError(
+        f"The slot helper cannot start: {error}. `spellq doctor` says what this machine lacks."
+    )
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove what a run or a helper has left, if it is there; what resists is logged and stays."""
+    try:
+        folders.remove(str(folder))
+    except OSError as error:
+        _log.warning("%s cannot be removed: %s", folder, error)
 
 
 def run_helper(config: Message, stderr: int) -> int:

@@ -4,6 +4,7 @@ Every function raises OSError with a sentence that names what was tried.
 """
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterator
 
@@ -11,7 +12,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
 
-_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+_MNT_DETACH, _MNT_EXPIRE, _UMOUNT_NOFOLLOW = 2, 4, 8
+_EXPIRE_TRIES = 4
 _PR_SET_DUMPABLE, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 28, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 _NOROOT_AND_NO_AMBIENT_LOCKED = 0b11000011
@@ -23,6 +25,7 @@ _libc.mount.argtypes = (_text, _text, _text, _word, _text)
 _libc.umount2.argtypes = (_text, ctypes.c_int)
 _libc.pivot_root.argtypes = (_text, _text)
 _libc.unshare.argtypes = (ctypes.c_int,)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.prctl.argtypes = (ctypes.c_int, _word, _word, _word, _word)
 
 
@@ -38,6 +41,32 @@ def unmount(target: str) -> None:
     """Take away the topmost mount at `target` with all that is mounted on it."""
     if _libc.umount2(os.fsencode(target), _MNT_DETACH | _UMOUNT_NOFOLLOW) != 0:
         _fail(f"unmount of {target}")
+
+
+def is_free(target: str) -> bool:
+    """Whether nobody uses the mount at `target`: True only if that is sure.
+
+    False: something is mounted on it, or a process, of another world too, holds a descriptor of a
+    file in it. Not seen: a copy of the mount in a namespace that somebody holds.
+    """
+    if _expire(target) != errno.EAGAIN:
+        return False
+    os.stat(target)  # a use, which takes back the mark that would let the next call unmount it
+    return True
+
+
+def unmount_if_free(target: str) -> bool:
+    """Take the mount at `target` away if it is free, in one atomic step; else it stays."""
+    for _ in range(_EXPIRE_TRIES):  # the first call marks it, and any use takes the mark back
+        result = _expire(target)
+        if result != errno.EAGAIN:
+            return result == 0
+    return False
+
+
+def _expire(target: str) -> int:
+    failed = _libc.umount2(os.fsencode(target), _MNT_EXPIRE | _UMOUNT_NOFOLLOW) != 0
+    return ctypes.get_errno() if failed else 0
 
 
 def make_read_only(target: str, flags: int = 0, options: str = "") -> None:
@@ -72,19 +101,25 @@ def unshare(flags: int) -> None:
         _fail("making new namespaces")
 
 
+def enter_mounts(namespace: int) -> None:
+    """Go over to a mount namespace; the working directory is its root then."""
+    if _libc.setns(namespace, CLONE_NEWNS) != 0:
+        _fail("going back to the mount namespace")
+
+
 def give_up_privileges() -> None:
     """What this process executes from now on has uid 0 and no capability, and can gain none.
 
     Nor can it look into this process, which keeps its own.
     """
-    for option, value in (
-        (_PR_SET_SECUREBITS, _NOROOT_AND_NO_AMBIENT_LOCKED),
-        (_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL),
-        (_PR_SET_NO_NEW_PRIVS, 1),
-        (_PR_SET_DUMPABLE, 0),
+    for what, option, value in (
+        ("securebits", _PR_SET_SECUREBITS, _NOROOT_AND_NO_AMBIENT_LOCKED),
+        ("ambient", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL),
+        ("no_new_privs", _PR_SET_NO_NEW_PRIVS, 1),
+        ("dumpable", _PR_SET_DUMPABLE, 0),
     ):
         if _libc.prctl(option, value, 0, 0, 0) != 0:
-            _fail(f"prctl {option}")
+            _fail(f"giving up capabilities ({what})")
 
 
 def is_below(path: str, folder: str) -> bool:

@@ -1,7 +1,8 @@
-"""The places a run brings into its slot's world, and their removal. Only the standard library."""
+"""The places a run brings into its slot's world. Only the standard library."""
 
 import os
 import stat
+from contextlib import suppress
 
 from spellq_workers.mounts import (
     MS_BIND,
@@ -10,10 +11,12 @@ from spellq_workers.mounts import (
     MS_RDONLY,
     MS_REC,
     is_below,
+    is_free,
     make_read_only,
     make_writable,
     mount,
     unmount,
+    unmount_if_free,
 )
 
 MAX_MIRRORED_ENTRIES = 4096
@@ -28,49 +31,74 @@ class Refused(Exception):
 
 
 class Places:
-    """What is mounted in the world for one run.
+    """What is mounted for one run, in a mount namespace that ends with it.
 
     A mount point that the host lacks is made where the run may write; elsewhere a tmpfs that
     mirrors the folder it would be in, or the world's own root, is opened for writing until `seal`.
+    Targets are absolute and hold no link.
     """
 
     def __init__(self) -> None:
-        self._mounted: list[str] = []
+        self._mounted: list[tuple[str, bool]] = []
         self._writable: list[str] = []
         self._top_level: list[str] = []
 
-    def bind(self, source: str, target: str, *, read_only: bool) -> None:
-        """Bind a file or folder at `target`, making the mount point where it is missing.
+    def bind(self, source: str, target: str) -> None:
+        """Bind a file or folder at `target`, read-only, making the mount point if it is missing.
 
         Raises:
-            Refused, OSError: it cannot be; what was made so far is still known to `remove`.
+            Refused, OSError: it cannot be.
         """
-        self._ensure_point(target, folder=os.path.isdir(source))
-        mount(source, target, "", MS_BIND)
-        self.add(os.path.realpath(target))
-        if read_only:
-            make_read_only(target, MS_NOSUID | MS_NODEV)
+        self._bind(source, target)
+        self._mounted.append((target, False))
+        make_read_only(target, MS_NOSUID | MS_NODEV)
 
-    def add(self, target: str) -> None:
-        """Something was mounted at `target`."""
-        self._mounted.append(target)
+    def bind_own(self, source: str, target: str) -> None:
+        """Bind a folder of the run's own, to be written to; raises as `bind` does."""
+        self._bind(source, target)
+        self.add_own(target)
+
+    def add_own(self, target: str) -> None:
+        """A folder of the run's own was mounted at `target`."""
+        self._mounted.append((target, True))
 
     def seal(self) -> None:
         """Everything is in its place: what was opened for writing is read-only again."""
         for place in self._writable:
             make_read_only(place, MS_NOSUID | MS_NODEV)
 
-    def remove(self) -> None:
-        """Take away all of it; mounts on a mount go with it."""
-        for index, target in reversed(list(enumerate(self._mounted))):
-            if not any(is_below(target, earlier) for earlier in self._mounted[:index]):
-                unmount(target)
-        if "/" in self._writable:
-            make_writable("/")
-            for path in self._top_level:
+    def are_free(self) -> bool:
+        """Whether nobody holds the run's own places, for sure; they stay as they are."""
+        return all(is_free(place) for place, is_own in self._mounted if is_own)
+
+    def release(self) -> bool:
+        """Take away the run's own places; whether nobody held one of them.
+
+        What is held stays there until the namespace ends, and then for whoever holds it.
+        """
+        own = [place for place, is_own in self._mounted if is_own]
+        free = True
+        for place, is_own in reversed(self._mounted):
+            if is_own:
+                free = unmount_if_free(place) and free
+            elif any(is_below(place, folder) for folder in own):
+                with suppress(OSError):
+                    unmount(place)
+        return free
+
+    def remove_top_level(self) -> None:
+        """Remove the mount points made in the world's root, once the run's namespace is left."""
+        if not self._top_level:
+            return
+        make_writable("/")
+        for path in self._top_level:
+            with suppress(FileNotFoundError):
                 (os.rmdir if os.path.isdir(path) else os.unlink)(path)
-            make_read_only("/", MS_NOSUID | MS_NODEV)
-        self._mounted, self._writable, self._top_level = [], [], []
+        make_read_only("/", MS_NOSUID | MS_NODEV)
+
+    def _bind(self, source: str, target: str) -> None:
+        self._ensure_point(target, folder=os.path.isdir(source))
+        mount(source, target, "", MS_BIND)
 
     def _ensure_point(self, target: str, *, folder: bool) -> None:
         if os.path.exists(target):
@@ -119,10 +147,9 @@ class Places:
             os.close(original)
 
     def _cover(self, folder: str, mode: int) -> None:
-        place = os.path.realpath(folder)
-        mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode:o}")
-        self.add(place)
-        self._writable.append(place)
+        mount("tmpfs", folder, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={mode:o}")
+        self._mounted.append((folder, False))
+        self._writable.append(folder)
 
 
 def make_entry(path: str, *, folder: bool) -> None:

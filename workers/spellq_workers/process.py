@@ -6,29 +6,36 @@ discarded executions ended for 24 hours more.
 """
 
 import asyncio
+import logging
 import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import msgspec
-from msgspec import Struct
+from anyio import to_thread
 
 from spellq.ports import Adopted, ExecutionLost, Exit, Job, WorldError
-from spellq_workers.link import Link, Message, connect, start_helper
-from spellq_workers.worldcheck import refuse_without_root, visible_paths
+from spellq_workers.link import (
+    HelperSilent,
+    Link,
+    Message,
+    connect,
+    remove_folder,
+    start_helper,
+)
+from spellq_workers.worldcheck import refuse_without_root, user_home, visible_paths
 
 JOURNAL_KEPT_SECONDS: Final = 24 * 3600.0
 
 
-class _Journal(Struct):
-    code: int
-    signal: int | None
-    started_at: float
-    ended_at: float
+CLOSING_SECONDS: Final = 2.0
+"""How long `close` waits for each helper to say that it ends."""
+
+_NOBODY: Final[Message] = {"run": None, "attempt": None, "state": "idle", "exit": None}
+
+_log = logging.getLogger(__name__)
 
 
 class _Slot:
@@ -49,12 +56,15 @@ class _Slot:
             return self._link
 
     async def helper(self) -> Link:
-        """A link to the helper, which is started where none lives."""
+        """A link to the helper, which is started where none lives.
+
+        A cancelled start is waited for, so that two helpers never start at once.
+        """
         link = await self.link()
         if link is not None:
             return link
         async with self._connecting:
-            await asyncio.to_thread(start_helper, self.folder, self._cover, self._visible)
+            await to_thread.run_sync(start_helper, self.folder, self._cover, self._visible)
         link = await self.link()
         if link is None:
             raise WorldError("The slot helper ended at once; see helper.log in its slot's folder.")
@@ -83,6 +93,7 @@ class ProcessExecution:
         self._started = False
         self._exit: Exit | None = None
         self._discarded = False
+        self._ordered: tuple[str, dict[str, float]] | None = None
         self._link: Link | None = None
         self._news = asyncio.Event()
         if link is not None:
@@ -95,6 +106,8 @@ class ProcessExecution:
             answer = await self._ask("start")
         except ConnectionError as error:
             raise ExecutionLost(f"The slot helper of run {self.run} is gone.") from error
+        if answer["is"] == "error":
+            raise WorldError(answer["message"])
         if answer["is"] != "started":
             raise ExecutionLost(f"The slot helper does not hold run {self.run} any more.")
         self._started = True
@@ -109,10 +122,10 @@ class ProcessExecution:
         return self._exit
 
     async def stop(self, grace_seconds: float) -> None:
-        await self._ask_if_there("stop", grace_seconds=grace_seconds)
+        await self._order("stop", grace_seconds=grace_seconds)
 
     async def kill(self) -> None:
-        await self._ask_if_there("kill")
+        await self._order("kill")
 
     async def discard(self) -> None:
         if self._discarded:
@@ -136,14 +149,13 @@ class ProcessExecution:
         """What is known of it from before this agent."""
         self._started = started
         if journal is not None:
-            self._exit = _exit(msgspec.convert(journal, _Journal))
+            self._exit = _exit(journal)
         elif self._link is None:
             self._exit = read_journal(self.folder)
             self._started = started or self._exit is not None
 
-    @property
-    def adopted(self) -> Adopted:
-        return Adopted(self, self._started)
+    def adopted(self, *, held: bool) -> Adopted:
+        return Adopted(self, self._started, held or self._exit is not None)
 
     async def _ask(self, verb: str, **values: float) -> Message:
         if self._link is None:
@@ -151,6 +163,11 @@ class ProcessExecution:
         return await self._link.ask(
             {"do": verb, "run": self.run, "attempt": self.attempt, **values}
         )
+
+    async def _order(self, verb: str, **values: float) -> None:
+        """What a silent helper may have missed it is told again when it is found again."""
+        self._ordered = verb, values
+        await self._ask_if_there(verb, **values)
 
     async def _ask_if_there(self, verb: str, **values: float) -> Message | None:
         try:
@@ -167,21 +184,30 @@ class ProcessExecution:
         if message is not None:
             if (message["run"], message["attempt"]) != (self.run, self.attempt):
                 return
-            self._exit = _exit(msgspec.convert(message["exit"], _Journal))
+            self._exit = _exit(message["exit"])
         self._news.set()
 
     async def _find_again(self) -> None:
-        """The link is lost: the journal tells the end, or the helper is still there."""
+        """The link is lost: the journal tells the end, or the helper is still there.
+
+        A silent helper is there: a slow disk may hold it up for minutes.
+        """
         link = await self._slot.link()
-        self._exit = read_journal(self.folder)
+        self._exit = self._exit or read_journal(self.folder)
         if self._exit is not None:
             return
-        state = await _status(link)
+        try:
+            state = await _status(link)
+        except HelperSilent:
+            return
         if link is None or (state["run"], state["attempt"]) != (self.run, self.attempt):
             raise ExecutionLost(f"The slot helper of run {self.run} is gone, and left no journal.")
         self._bind(link)
         if state["exit"] is not None:
-            self._exit = _exit(msgspec.convert(state["exit"], _Journal))
+            self._exit = _exit(state["exit"])
+        elif self._ordered is not None:
+            verb, values = self._ordered
+            await self._ask_if_there(verb, **values)
 
 
 class ProcessExecutor:
@@ -194,7 +220,7 @@ class ProcessExecutor:
         self._visible = visible_paths(self._home)
         self._slots: dict[str, _Slot] = {}
         self._remover = ThreadPoolExecutor(1, "spellq-remover")
-        self._journals_exist = False
+        self._journal: Path | None = None
 
     async def prepare(self, job: Job) -> ProcessExecution:
         refuse_without_root()
@@ -208,39 +234,45 @@ class ProcessExecutor:
         return ProcessExecution(self, slot, job.run, job.attempt, link)
 
     async def adopt(self) -> list[Adopted]:
-        left = await asyncio.to_thread(self._tidy_up)
-        states = {name: await self._state(self._slot(name)) for name in {slot for slot, *_ in left}}
-        return [self._adopt_one(name, run, attempt, *states[name]) for name, run, attempt in left]
+        left = await to_thread.run_sync(self._tidy_up)
+        names = sorted({slot for slot, *_ in left})
+        states = await asyncio.gather(*(self._state(self._slot(name)) for name in names))
+        by_name = dict(zip(names, states, strict=True))
+        return [self._adopt_one(name, run, attempt, *by_name[name]) for name, run, attempt in left]
 
     async def close(self) -> None:
         """Also asks the helpers without a running command to end at once."""
-        for link in [slot.release() for slot in self._slots.values()]:
-            if link is not None:
-                link.on_ended = None
-                try:
-                    await link.ask({"do": "leave"})
-                except ConnectionError:
-                    continue
-                link.close()
+        links = [slot.release() for slot in self._slots.values()]
+        await asyncio.gather(*(_say_goodbye(link) for link in links if link is not None))
         self._slots.clear()
         await asyncio.to_thread(self._remover.shutdown)
 
     def remove(self, folder: Path) -> None:
         """Remove a run's folder in the background, if it is there under any of its names."""
-        discarded = folder.with_name(f"discarded-{folder.name}")
-        if folder.exists():
-            folder.rename(discarded)
-        if discarded.exists():
-            self._remover.submit(shutil.rmtree, discarded, ignore_errors=True)
+        ours = folder.with_name(f"discarded-{folder.name}-{os.urandom(4).hex()}")
+        try:
+            folder.rename(ours)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _log.warning("%s cannot be removed: %s", folder, error)
+        for discarded in (ours, folder.with_name(f"discarded-{folder.name}")):
+            if discarded.exists():
+                self._remover.submit(remove_folder, discarded)
 
     def keep_journal(self, run: int, attempt: int, exit_: Exit) -> None:
-        if not self._journals_exist:
-            self._journals.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._journals_exist = True
-        hour = exit_.ended_at.strftime("%Y-%m-%dT%H")
+        """Note how a run ended that is discarded now; a failure is logged."""
+        hour = self._journals / exit_.ended_at.strftime("%Y-%m-%dT%H.jsonl")
         line = msgspec.json.encode({"run": run, "attempt": attempt, "exit": exit_})
-        with (self._journals / f"{hour}.jsonl").open("ab") as file:
-            file.write(line + b"\n")
+        try:
+            if hour != self._journal:
+                self._journals.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._remove_old_journals()
+                self._journal = hour
+            with hour.open("ab") as file:
+                file.write(line + b"\n")
+        except OSError as error:
+            _log.warning("the end of run %s cannot be noted: %s", run, error)
 
     def _slot(self, name: str) -> _Slot:
         if name not in self._slots:
@@ -250,75 +282,100 @@ class ProcessExecutor:
         return self._slots[name]
 
     async def _prepare(self, slot: _Slot, request: Message) -> tuple[Link, Message]:
-        """A helper that was about to leave is replaced by a new one."""
+        """A helper that leaves, or whose world is of no use any more, is replaced by a new one."""
         for last_try in (False, True):
             link = await slot.helper()
             try:
-                return link, await link.ask(request)
+                answer = await link.ask(request)
             except ConnectionError as error:
                 if last_try:
                     raise WorldError(f"The slot helper of {slot.folder.name} died.") from error
             except asyncio.CancelledError:
                 link.tell({"do": "discard", "run": request["run"], "attempt": request["attempt"]})
                 raise
+            else:
+                if last_try or not answer.get("leaving"):
+                    return link, answer
+                link.close()
+            self.remove(Path(request["folder"]))
         raise AssertionError("the last try returns or raises")
 
-    async def _state(self, slot: _Slot) -> tuple[Link | None, Message]:
+    async def _state(self, slot: _Slot) -> tuple[Link | None, Message | None]:
+        """The helper's link and what it holds; of a silent one nobody knows (None)."""
         link = await slot.link()
-        return link, await _status(link)
+        try:
+            return link, await _status(link)
+        except HelperSilent:
+            return None, None
 
     def _adopt_one(
-        self, name: str, run: int, attempt: int, link: Link | None, state: Message
+        self, name: str, run: int, attempt: int, link: Link | None, state: Message | None
     ) -> Adopted:
-        held = (state["run"], state["attempt"]) == (run, attempt)
+        held = state is not None and (state["run"], state["attempt"]) == (run, attempt)
         slot = self._slot(name)
         execution = ProcessExecution(self, slot, run, attempt, link if held else None)
-        if held:
+        if held and state is not None:
             execution.recall(started=state["state"] != "prepared", journal=state["exit"])
         else:
             execution.recall(started=(execution.folder / "started").exists())
-        return execution.adopted
+        return execution.adopted(held=held or state is None)
 
     def _tidy_up(self) -> list[tuple[str, int, int]]:
-        """Removes journals that are old enough; returns the run folders that are there."""
-        for journal in self._journals.glob("*.jsonl"):
-            if time.time() - journal.stat().st_mtime > JOURNAL_KEPT_SECONDS:
-                journal.unlink(missing_ok=True)
+        """Removes what is left of others; returns the run folders that are there."""
+        self._remove_old_journals()
         found = []
         for folder in sorted(self._slots_folder.glob("*/*-*/")):
             run, _, attempt = folder.name.partition("-")
             if run.isdigit() and attempt.isdigit():
                 found.append((folder.parent.name, int(run), int(attempt)))
             elif run == "discarded":
-                shutil.rmtree(folder, ignore_errors=True)
+                self._remover.submit(remove_folder, folder)
         return found
+
+    def _remove_old_journals(self) -> None:
+        for journal in self._journals.glob("*.jsonl"):
+            try:
+                if time.time() - journal.stat().st_mtime > JOURNAL_KEPT_SECONDS:
+                    journal.unlink()
+            except OSError as error:
+                _log.warning("%s cannot be removed: %s", journal, error)
 
 
 def read_journal(folder: Path) -> Exit | None:
     """How the command of a run's folder ended, or None where nobody wrote that down."""
     try:
-        data = (folder / "exit.json").read_bytes()
+        return _exit(msgspec.json.decode((folder / "exit.json").read_bytes()))
     except FileNotFoundError:
         return None
-    return _exit(msgspec.json.decode(data, type=_Journal))
+    except (OSError, ValueError) as error:
+        _log.warning("the journal in %s cannot be read: %s", folder, error)
+        return None
 
 
-def _exit(journal: _Journal) -> Exit:
-    return Exit(
-        code=journal.code,
-        signal=journal.signal,
-        started_at=datetime.fromtimestamp(journal.started_at, UTC),
-        ended_at=datetime.fromtimestamp(journal.ended_at, UTC),
-    )
+def _exit(journal: Message) -> Exit:
+    """Its times are in seconds since 1970."""
+    return msgspec.convert(journal, Exit, strict=False)
 
 
 async def _status(link: Link | None) -> Message:
+    """What the helper holds; nothing where none is. Raises HelperSilent."""
     if link is not None:
         try:
             return await link.ask({"do": "status"})
+        except HelperSilent:
+            raise
         except ConnectionError:
             pass
-    return {"run": None, "attempt": None, "state": "idle", "exit": None}
+    return _NOBODY
+
+
+async def _say_goodbye(link: Link) -> None:
+    link.on_ended = None
+    try:
+        await link.ask({"do": "leave"}, CLOSING_SECONDS)
+    except ConnectionError:
+        return
+    link.close()
 
 
 def _request(job: Job, folder: Path) -> Message:
@@ -330,6 +387,7 @@ def _request(job: Job, folder: Path) -> Message:
         "command": job.command,
         "cwd": job.cwd,
         "environment": job.environment,
+        "home": user_home(),
         "code": job.code and os.path.realpath(job.code),
         "mounts": [[os.path.realpath(mount.source), mount.target] for mount in job.mounts],
     }

@@ -4,8 +4,9 @@
 the run's own, `output` is what it wrote to stdout and stderr; `started` is there once the command
 may have been executed, `exit.json` once it and all it started are dead.
 
-The same few files are used again for the next run where nothing was left in them: file systems
-grow slow where thousands are made and removed in a minute.
+The same few folders are used again for the next run where nothing was left in them: file systems
+grow slow where thousands are made and removed in a minute. `output` is a new file each time:
+whoever still holds the last run's has nothing of the next one's.
 """
 
 import json
@@ -13,6 +14,8 @@ import os
 import stat
 from contextlib import suppress
 from typing import Any
+
+from spellq_workers import folders
 
 FOLDERS = {"files": 0o755, "work": 0o700, "tmp": 0o1777, "home": 0o700}
 MAX_TRACED = 64
@@ -23,8 +26,8 @@ Message = dict[str, Any]
 class Host:
     """The host's file system, by a descriptor of its root. Paths are absolute, without links."""
 
-    def __init__(self, root: int) -> None:
-        self._root = root
+    def __init__(self, root: str) -> None:
+        self._root = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def at(self, path: str) -> str:
         """The path by which this process reaches a path of the host."""
@@ -42,6 +45,9 @@ class Host:
             return None
         return found.st_dev, found.st_ino
 
+    def close(self) -> None:
+        os.close(self._root)
+
 
 class RunFolder:
     """Made new at `path`."""
@@ -49,19 +55,13 @@ class RunFolder:
     def __init__(self, host: Host, path: str) -> None:
         self.path = path
         self._host = host
+        self._traced: object = None
         os.mkdir(host.at(path), 0o700)
         self._folder = host.open(path)
         for name, mode in FOLDERS.items():
-            os.mkdir(self.at(name), mode & 0o755)
+            os.mkdir(self._at(name), mode & 0o755)
             if mode & ~0o755:
-                os.chmod(self.at(name), mode)
-
-    def at(self, name: str) -> str:
-        """The path by which this process reaches an entry."""
-        return f"/proc/self/fd/{self._folder}/{name}"
-
-    def open(self, name: str) -> int:
-        return os.open(name, os.O_PATH | os.O_CLOEXEC, dir_fd=self._folder)
+                os.chmod(self._at(name), mode)
 
     def open_output(self) -> int:
         """The output, for appending."""
@@ -82,47 +82,62 @@ class RunFolder:
             os.close(file)
         self._rename("exit.json.new", "exit.json")
 
-    def trace(self) -> object:
-        """A value that is the same as long as nobody changed anything in FOLDERS.
+    def note(self) -> None:
+        """Remember what is in it now, before the command."""
+        self._traced = self._trace()
 
-        None: too much is in them to tell cheaply.
-        """
-        found: list[tuple[str, int, int, int, int]] = []
-        pending = list(FOLDERS)
-        while pending:
-            name = pending.pop()
-            state = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
-            found.append((name, state.st_mode, state.st_uid, state.st_gid, state.st_ctime_ns))
-            if stat.S_ISDIR(state.st_mode):
-                pending += [f"{name}/{entry}" for entry in os.listdir(self.at(name))]
-            if len(found) + len(pending) > MAX_TRACED:
-                return None
-        return found
+    def is_untouched(self) -> bool:
+        """Whether nobody changed anything in it since `note`. False also where that is unsure."""
+        return self._traced is not None and self._traced == self._trace()
 
     def move(self, path: str) -> None:
         os.rename(self._host.at(self.path), self._host.at(path))
         self.path = path
 
     def clear(self) -> None:
-        """Make it a folder no run has been in, apart from what FOLDERS hold."""
+        """Make an untouched one a folder no run has been in."""
+        for name in ("output", "started"):
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=self._folder)
         with suppress(FileNotFoundError):
-            os.truncate(self.at("output"), 0)
-            os.unlink("started", dir_fd=self._folder)
             self._rename("exit.json", "exit.json.new")
 
     def remove(self) -> None:
         """With everything in it; for one whose trace is known to be short."""
-        for parent, folders, files in os.walk(self._host.at(self.path), topdown=False):
-            for name in files:
-                os.unlink(f"{parent}/{name}")
-            for name in folders:
-                path = f"{parent}/{name}"
-                (os.unlink if os.path.islink(path) else os.rmdir)(path)
-        os.rmdir(self._host.at(self.path))
+        folders.remove(self._host.at(self.path))
         self.close()
 
     def close(self) -> None:
         os.close(self._folder)
 
+    def _at(self, name: str) -> str:
+        return f"/proc/self/fd/{self._folder}/{name}"
+
     def _rename(self, old: str, new: str) -> None:
         os.rename(old, new, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def _trace(self) -> object:
+        """A value that is the same as long as nobody changed anything; None: cannot be told."""
+        found: list[tuple[str, int, int, int, int]] = []
+        pending = list(FOLDERS)
+        try:
+            while pending:
+                name = pending.pop()
+                state = os.stat(name, dir_fd=self._folder, follow_symlinks=False)
+                found.append((name, state.st_mode, state.st_uid, state.st_gid, state.st_ctime_ns))
+                if stat.S_ISDIR(state.st_mode):
+                    pending += [f"{name}/{entry}" for entry in os.listdir(self._at(name))]
+                if len(found) + len(pending) > MAX_TRACED:
+                    return None
+        except OSError:
+            return None
+        return found
+
+
+def may_be_held(folder: str) -> bool:
+    """Whether somebody may still write to the files of an ended run, going by its journal."""
+    try:
+        with open(f"{folder}/exit.json", "rb") as file:
+            return json.load(file).get("held") is not False
+    except (OSError, ValueError, AttributeError):
+        return True

@@ -1,30 +1,41 @@
 """The world of a slot: what its commands see as `/`. Only the standard library; see helper.py.
 
-The host's folders, read-only, in a tmpfs root; its own /proc, /dev/pts and /dev/shm; and for each
-run /spell, /tmp and the folder of HOME, its mounts, and the `visible` folders wherever one of
-those, or the cover, would hide them. Host paths are reached through a descriptor of the host's
-root, which stays mounted at a covered place: a command cannot get there.
+The host's folders, read-only, in a tmpfs root; its own /proc and /dev; and for each run /spell,
+/tmp and the home folder, its mounts, and the `visible` folders wherever one of those, or the cover,
+would hide them.
+
+Built once, in a mount namespace no command is ever in. A run gets a copy of that namespace, where
+its places are made, and which ends with it: so a descriptor that somebody kept from it leads into
+no later run. In that copy the host's own root is not mounted at all. A run that asks for the same
+as the one before gets the same copy, and the same folder, if that one left no trace and nobody kept
+hold of its places: copying a namespace is a quarter of all a short run costs.
 """
 
 import os
 import stat
 import sys
+from fnmatch import fnmatch
+from typing import NamedTuple
 
 from spellq_workers.mounts import (
     CLONE_NEWIPC,
-    MS_BIND,
+    CLONE_NEWNS,
     MS_NODEV,
     MS_NOEXEC,
     MS_NOSUID,
     MS_PRIVATE,
     MS_RDONLY,
     MS_REC,
+    enter_mounts,
     is_below,
+    is_free,
     make_read_only,
+    make_writable,
     mount,
     mounts,
     pivot_root,
     unmount,
+    unmount_if_free,
     unshare,
 )
 from spellq_workers.places import Places, Refused, bind_entry
@@ -35,140 +46,155 @@ RUN_DIRECTORY = "/spell"
 _TMP = "/tmp"  # noqa: S108
 _SHM = "/dev/shm"  # noqa: S108
 _HOST = "/.host"
-_OWN = ("proc", _TMP[1:], RUN_DIRECTORY[1:])
-# Without capabilities uid 0 still passes the owner checks of these files.
-_KERNEL_SETTINGS = ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus", "/proc/fs")
+_OWN = ("proc", "dev", _TMP[1:], RUN_DIRECTORY[1:])
+_COMMON = ("/dev/pts", _SHM, "/proc")
+"""What one run after the other sees."""
+_NOBODYS = ("/proc", "/sys", "/dev", _HOST)
+"""Where nothing of a run's may be."""
+
+_DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "kvm", "kfd", "dri", "infiniband")
+_KEPT_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
+_DEVICE_PATTERN = "nvidia*"
+_DEVICE_LINKS = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
 
 Mounts = list[list[str]]
 
 
-class World:
-    """Built once, in a mount namespace of its own; each run's own places come and go.
+class _Dressed(NamedTuple):
+    """A run's copy of the world, which this process is in."""
 
-    A run that asks for the same as the one before, which left no trace, gets the same places again.
+    asked: object
+    folder: RunFolder
+    places: Places
+
+
+class World:
+    """Holds one run at a time: `prepare`, the command, `leave`, `discard`.
+
+    Where one of them raises OSError, or a run was held, the world is of no use any more, and its
+    process has to end.
     """
 
     def __init__(self, slot: str, cover: str, visible: list[str]) -> None:
+        self.was_held = False
+        """A run left somebody outside with a hold on what the next one would see too."""
         self._slot = slot
         self._cover = cover
         self._visible = visible
-        self._places = Places()
-        self._asked: object = None
-        self._untouched: object = None
-        self._spare: RunFolder | None = None
-        self._shm_changed: int | None = None
+        self._dressed: _Dressed | None = None
         self._overlay_options = "volatile,"
         mount("", "/", "", MS_REC | MS_PRIVATE)
         mount("tmpfs", slot, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
         os.mkdir(slot + _HOST)
         pivot_root(slot, slot + _HOST)
         os.chdir("/")
-        self._host = Host(os.open(_HOST, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+        self._host = Host(_HOST)
         self._assemble()
+        self._common_state = self._read_common_state()
+        self._base = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
     def prepare(self, path: str, home: str, code: str | None, mounts: Mounts) -> RunFolder:
         """Make the run's folder at `path` on the host, and the world its command will see.
 
         Raises:
-            Refused, OSError: it cannot be; nothing of it stays in the world.
+            Refused: it cannot be as asked; nothing of it stays in the world.
         """
         unshare(CLONE_NEWIPC)
-        self._renew_shm()
-        asked = self._identify(home, code, mounts)
-        spare, self._spare = self._spare, None
-        if spare is not None and asked == self._asked:
-            spare.move(path)
-            return spare
-        self._undress()
-        if spare is not None:
-            spare.remove()
+        sources = [self._host.identity(source) for source, _ in mounts]
+        asked = home, code, code and self._host.identity(code), mounts, sources
+        common_changed = self._read_common_state() != self._common_state
+        if self._dressed is not None:
+            if asked == self._dressed.asked and not common_changed:
+                self._dressed.folder.move(path)
+                return self._dressed.folder
+            self._undress().folder.remove()
+        if common_changed:
+            self._renew_common()
         folder = RunFolder(self._host, path)
+        unshare(CLONE_NEWNS)
+        self._dressed = _Dressed(asked, folder, Places())
         try:
-            self._dress(folder, home, code, mounts)
-        except BaseException:
-            self._undress()
-            folder.close()
+            self._dress(self._dressed.places, path, home, code, mounts)
+        except Refused:
+            self._undress().folder.close()
             raise
-        self._asked, self._untouched = asked, folder.trace()
+        folder.note()
         return folder
 
-    def leave(self, folder: RunFolder) -> None:
-        """The command and all it started are dead: what it wrote is no part of the world now."""
-        if self._asked is not None and folder.trace() != self._untouched:
+    def leave(self) -> bool:
+        """The command and all it started are dead: end what they saw, or keep it for the next run.
+
+        True: somebody outside still holds a part of it, and may go on writing to the run's files.
+        """
+        if self._dressed is not None and not (
+            self._dressed.folder.is_untouched()
+            and self._dressed.places.are_free()
+            and all(map(is_free, _COMMON))
+        ):
             self._undress()
+        return self.was_held
 
     def discard(self, folder: RunFolder) -> bool:
         """Give the run's folder up; False: it is now `discarded-…`, for others to remove."""
-        self.leave(folder)
-        if self._asked is None:
+        self.leave()
+        if self._dressed is None:
             folder.move(f"{self._slot}/discarded-{os.path.basename(folder.path)}")
             folder.close()
             return False
         folder.clear()
         folder.move(f"{self._slot}/spare")
-        self._spare = folder
         return True
 
-    def _identify(self, home: str, code: str | None, mounts: Mounts) -> object:
-        """What a world is asked to hold, down to the very files that are mounted."""
-        sources = [self._host.identity(source) for source, _ in mounts]
-        return home, code, code and self._host.identity(code), mounts, sources
+    def _undress(self) -> _Dressed:
+        """Go back to where no command ever is."""
+        assert self._dressed is not None
+        dressed, self._dressed = self._dressed, None
+        free = dressed.places.release()
+        for place in _COMMON:
+            free = unmount_if_free(place) and free
+        self.was_held = self.was_held or not free
+        enter_mounts(self._base)
+        dressed.places.remove_top_level()
+        return dressed
 
-    def _dress(self, folder: RunFolder, home: str, code: str | None, mounts: Mounts) -> None:
-        if code is None:
-            self._places.bind(folder.at("files"), RUN_DIRECTORY, read_only=False)
-        else:
-            self._overlay(folder, code)
-        self._places.bind(folder.at("tmp"), _TMP, read_only=False)
-        hiding = [_TMP, self._cover]
-        if os.path.isabs(home) and home not in ("/", _TMP, RUN_DIRECTORY):
-            self._places.bind(folder.at("home"), home, read_only=False)
-            hiding.append(home)
-        for path in self._visible:
-            if any(is_below(path, place) for place in hiding):
-                self._places.bind(self._host.at(path), path, read_only=True)
-        for source, target in sorted(mounts, key=lambda pair: len(pair[1])):
-            self._mount_resource(source, target)
-        self._places.seal()
+    def _dress(
+        self, places: Places, folder: str, home: str, code: str | None, mounts: Mounts
+    ) -> None:
+        host = Host(_HOST)
+        try:
+            if code is None:
+                places.bind_own(host.at(folder + "/files"), RUN_DIRECTORY)
+            else:
+                self._overlay(host, folder, code)
+                places.add_own(RUN_DIRECTORY)
+            places.bind_own(host.at(folder + "/tmp"), _TMP)  # noqa: S108
+            hiding = [_TMP, self._cover]
+            if (home_place := _home_place(home)) is not None:
+                places.bind_own(host.at(folder + "/home"), home_place)
+                hiding.append(home_place)
+            for path in self._visible:
+                if any(is_below(path, place) for place in hiding):
+                    places.bind(host.at(path), path)
+            for source, target in sorted(mounts, key=lambda pair: len(pair[1])):
+                _mount_resource(places, host.at(source), target)
+            places.seal()
+            unmount(_HOST)
+        finally:
+            host.close()
 
-    def _undress(self) -> None:
-        self._asked = self._untouched = None
-        self._places.remove()
-
-    def _assemble(self) -> None:
-        for name in os.listdir(_HOST):
-            if name not in (*_OWN, _HOST[1:]):
-                try:
-                    bind_entry(f"{_HOST}/{name}", f"/{name}")
-                except OSError as error:
-                    print(f"left out of the world: {error}", file=sys.stderr)  # noqa: T201
-        for name in _OWN:
-            os.mkdir(f"/{name}")
-        _mount_proc()
-        _make_host_read_only()
-        _make_own_devices()
-        for path in (self._cover, _HOST):
-            if os.path.isdir(path):
-                mount("tmpfs", path, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=700")
-        make_read_only("/", MS_NOSUID | MS_NODEV)
-
-    def _renew_shm(self) -> None:
-        """A fresh /dev/shm, or the last one where no run has changed it."""
-        if self._shm_changed is not None:
-            if os.stat(_SHM).st_ctime_ns == self._shm_changed and not os.listdir(_SHM):
-                return
-            unmount(_SHM)
-        if os.path.isdir(_SHM):
-            mount("tmpfs", _SHM, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
-            self._shm_changed = os.stat(_SHM).st_ctime_ns
-
-    def _overlay(self, folder: RunFolder, code: str) -> None:
+    def _overlay(self, host: Host, folder: str, code: str) -> None:
         """Paths go as descriptors: no character of theirs can be taken for an option."""
         try:
-            lower = self._host.open(code)
+            lower = host.open(code)
         except OSError as error:
             raise Refused(f"The run's code is not on this machine: {error.strerror}.") from error
-        upper, work = folder.open("files"), folder.open("work")
+        upper, work = host.open(f"{folder}/files"), host.open(f"{folder}/work")
         places = (
             f"lowerdir=/proc/self/fd/{lower},upperdir=/proc/self/fd/{upper},"
             f"workdir=/proc/self/fd/{work},redirect_dir=off,metacopy=off,index=off"
@@ -178,7 +204,6 @@ class World:
         finally:
             for descriptor in (lower, upper, work):
                 os.close(descriptor)
-        self._places.add(RUN_DIRECTORY)
 
     def _mount_overlay(self, places: str) -> None:
         """`volatile`, where the kernel has it, spares a sync of the whole disk at every unmount."""
@@ -190,44 +215,117 @@ class World:
             self._overlay_options = ""
             self._mount_overlay(places)
 
-    def _mount_resource(self, source: str, target: str) -> None:
-        try:
-            self._places.bind(self._host.at(source), target, read_only=True)
-        except OSError as error:
-            raise Refused(f"Cannot mount at {target}: {error.strerror}.", mount=True) from error
+    def _assemble(self) -> None:
+        for name in os.listdir(_HOST):
+            if name not in (*_OWN, _HOST[1:]):
+                try:
+                    bind_entry(f"{_HOST}/{name}", f"/{name}")
+                except OSError as error:
+                    print(f"left out of the world: {error}", file=sys.stderr)  # noqa: T201
+        for name in _OWN:
+            os.mkdir(f"/{name}")
+        _mount_proc()
+        mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+        _add_devices()
+        _make_host_read_only()
+        _make_own_devices()
+        if os.path.isdir(self._cover):
+            mount("tmpfs", self._cover, "tmpfs", MS_RDONLY | MS_NOSUID | MS_NODEV, "mode=700")
+        make_read_only("/dev", MS_NOSUID | MS_NODEV)
+        make_read_only("/", MS_NOSUID | MS_NODEV)
+
+    def _read_common_state(self) -> object:
+        """What changes when a run used /dev/shm, or the host has new devices."""
+        host = os.stat(self._host.at("/dev")).st_mtime_ns
+        return host, os.stat(_SHM).st_ctime_ns, os.listdir(_SHM)
+
+    def _renew_common(self) -> None:
+        """A fresh /dev/shm; and drivers make some devices when they are first used."""
+        unmount(_SHM)
+        _mount_shm()
+        make_writable("/dev")
+        _add_devices()
+        make_read_only("/dev", MS_NOSUID | MS_NODEV)
+        self._common_state = self._read_common_state()
+
+
+def _mount_resource(places: Places, source: str, target: str) -> None:
+    try:
+        places.bind(source, _mount_place(target))
+    except OSError as error:
+        raise Refused(f"Cannot mount at {target}: {error.strerror}.", mount=True) from error
+
+
+def _mount_place(target: str) -> str:
+    """Where a mount really goes: a link, of the code say, must not lead us astray."""
+    place = os.path.realpath("/" + target.lstrip("/"))
+    leaves = is_below(target, RUN_DIRECTORY) != is_below(place, RUN_DIRECTORY)
+    if leaves or place in ("/", _TMP, RUN_DIRECTORY) or any(is_below(place, no) for no in _NOBODYS):
+        why = f"that is {place}" if place != target else "that belongs to the world itself"
+        raise Refused(f"Cannot mount at {target}: {why}.", mount=True)
+    return place
+
+
+def _home_place(home: str) -> str | None:
+    """Where the run's home folder goes; None where another place of its own is there already."""
+    place = os.path.realpath(home)
+    if place in ("/", _TMP, RUN_DIRECTORY):
+        return None
+    if not home.startswith("/") or any(is_below(place, no) for no in (*_NOBODYS, RUN_DIRECTORY)):
+        raise Refused(f"The home folder of this user, {home!r}, cannot be one in a run's world.")
+    return place
 
 
 def _mount_proc() -> None:
-    """With pid 1, which a command cannot look into, out of sight where the kernel can do that."""
+    """With pid 1, which a command cannot look into, out of sight where the kernel can do that.
+
+    Read-only as a whole. Uid 0 passes the owner checks of the kernel's settings without any
+    capability; and read-only mounts over them alone would be gone for whoever still held a
+    descriptor of /proc when the world ends.
+    """
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     try:
         mount("proc", "/proc", "proc", flags, "hidepid=ptraceable")
     except OSError:
         mount("proc", "/proc", "proc", flags)
+    make_read_only("/proc", flags)
 
 
 def _make_host_read_only() -> None:
     """A mount that another one hides cannot be reached, neither by us nor by a command."""
     places = list(mounts())
     for index, (place, options) in enumerate(places):
-        if place in ("/", "/proc") or is_below(place, _HOST):
+        if place in ("/", "/proc", "/dev") or is_below(place, _HOST):
             continue
         try:
             make_read_only(place, options=options)
         except OSError:
             if not any(is_below(place, later) for later, _ in places[index + 1 :]):
                 raise
-    for place in filter(os.path.exists, _KERNEL_SETTINGS):
-        mount(place, place, "", MS_BIND | MS_REC)
-        make_read_only(place, MS_NOSUID | MS_NODEV | MS_NOEXEC)
 
 
 def _make_own_devices() -> None:
-    """Terminals of its own, and no way to the disks below the file systems."""
-    if os.path.isdir("/dev/pts"):
-        options = "newinstance,ptmxmode=0666,mode=620"
-        mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
-    for entry in os.scandir("/dev"):
-        if stat.S_ISBLK(entry.stat(follow_symlinks=False).st_mode):
-            mount(entry.path, entry.path, "", MS_BIND)
-            make_read_only(entry.path, MS_NODEV)
+    """Terminals and shared memory of its own."""
+    for name, target in _DEVICE_LINKS.items():
+        os.symlink(target, f"/dev/{name}")
+    os.mkdir("/dev/pts")
+    options = "newinstance,ptmxmode=0666,mode=620"
+    mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
+    os.mkdir(_SHM)
+    _mount_shm()
+
+
+def _mount_shm() -> None:
+    mount("tmpfs", _SHM, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+
+
+def _add_devices() -> None:
+    """The host's devices a command may know of, as far as they are not there yet."""
+    there = os.listdir("/dev")
+    for entry in os.scandir(f"{_HOST}/dev"):
+        wanted = entry.name in _DEVICES or fnmatch(entry.name, _DEVICE_PATTERN)
+        mode = entry.stat(follow_symlinks=False).st_mode
+        if wanted and entry.name not in there and (stat.S_ISCHR(mode) or stat.S_ISDIR(mode)):
+            place = f"/dev/{entry.name}"
+            bind_entry(entry.path, place)
+            make_read_only(place, os.statvfs(place).f_flag & _KEPT_FLAGS | MS_NOSUID)

@@ -1,6 +1,7 @@
 """Whether this machine can make worlds, and what of the agent's own has to be visible in them."""
 
 import os
+import pwd
 import sys
 import tempfile
 from pathlib import Path
@@ -47,6 +48,11 @@ def _remedy(error: str) -> str:
             f"{error}. In a container, add the capability SYS_ADMIN and run it with seccomp and "
             "AppArmor unconfined."
         )
+    if "capabilities" in error:
+        return (
+            f"{error}. A run's command has to go without capabilities: in a container, add the "
+            "capability SETPCAP to SYS_ADMIN, and run it with seccomp unconfined."
+        )
     if "overlay" in error:
         return (
             f"{error}. Overlays need the kernel module overlay (`modprobe overlay`), and "
@@ -55,10 +61,16 @@ def _remedy(error: str) -> str:
     return f"{error}. A run's world cannot be made on this machine."
 
 
+def user_home() -> str:
+    """The home folder of this user, whatever HOME says."""
+    return pwd.getpwuid(os.geteuid()).pw_dir
+
+
 def visible_paths(home: Path) -> list[str]:
     """The folders of this interpreter and its packages, which every world shows where they lie.
 
-    Never one that holds, or lies in, what a world keeps for itself: `home`, HOME, /tmp.
+    Never one that holds what a world keeps for itself (`home`, the user's home, /tmp), nor one that
+    lies in `home`.
     """
     executable = Path(sys.executable)
     wanted = [sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(None, sys.path)]
@@ -66,7 +78,7 @@ def visible_paths(home: Path) -> list[str]:
     while executable.is_symlink():
         executable = executable.parent / executable.readlink()
         wanted.append(str(executable.parent))
-    own = [Path(os.path.realpath(place)) for place in (home, Path.home(), _TMP)]
+    own = [Path(os.path.realpath(place)) for place in (home, user_home(), _TMP)]
     found: list[Path] = []
     for path in sorted({Path(os.path.realpath(path)) for path in wanted if os.path.exists(path)}):
         holds_own = any(place.is_relative_to(path) for place in own)

@@ -3,16 +3,18 @@
 import errno
 import hashlib
 import os
-import shutil
+import stat
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope, from_thread, to_thread
 
 T = TypeVar("T")
 
 _PIECE: Final = 1024 * 1024
+_CANNOT_BE_LINKED: Final = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOENT)
+"""Another file system, one without links, too many of them; a file without a name."""
 
 
 class DiskArtifacts:
@@ -61,8 +63,11 @@ class DiskArtifacts:
         await to_thread.run_sync(self._write_whole, data, sha256)
         return sha256
 
-    async def adopt(self, path: Path) -> tuple[str, int]:
-        return await to_thread.run_sync(self._adopt, path)
+    async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
+        """Where it is this store's file system, the file itself becomes the stored one, unless it
+        is an executable: a stored file's mode says nothing of its content.
+        """
+        return await to_thread.run_sync(self._adopt, file, copy)
 
     async def get_bytes(self, sha256: str) -> bytes:
         return await to_thread.run_sync(_found, sha256, self._path(sha256).read_bytes)
@@ -103,18 +108,56 @@ class DiskArtifacts:
             _write(file.fileno(), data)
         self._place(temporary, sha256)
 
-    def _adopt(self, path: Path) -> tuple[str, int]:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            status = os.fstat(file.fileno())
-        if not self._path(sha256).exists():
-            temporary = self._temporary()
-            try:
-                _link_or_copy(path, temporary, copy=bool(status.st_mode & 0o111))
+    def _adopt(self, file: BinaryIO, copy: bool) -> tuple[str, int]:
+        before = os.fstat(file.fileno())
+        if not stat.S_ISREG(before.st_mode):
+            raise ValueError("what is to be stored is no regular file")
+        if copy or before.st_mode & 0o111:
+            return self._copy(file)
+        file.seek(0)
+        sha256, size = _pass_on(file, None)
+        if not self._path(sha256).exists() and not self._link(file, before, sha256):
+            return self._copy(file)
+        return sha256, size
+
+    def _copy(self, file: BinaryIO) -> tuple[str, int]:
+        """What is read is what is hashed and stored, whoever writes to the file meanwhile."""
+        temporary = self._temporary()
+        try:
+            with temporary.open("xb", buffering=0) as target:
+                file.seek(0)
+                sha256, size = _pass_on(file, target.fileno())
+            if not self._path(sha256).exists():
                 self._place(temporary, sha256)
-            finally:
-                temporary.unlink(missing_ok=True)
-        return sha256, status.st_size
+        finally:
+            temporary.unlink(missing_ok=True)
+        return sha256, size
+
+    def _link(self, file: BinaryIO, before: os.stat_result, sha256: str) -> bool:
+        """Make the open file itself the stored one; False where it has to be copied.
+
+        It is linked by its descriptor, and changed only if ours is then its one other name.
+        """
+        if before.st_nlink != 1:
+            return False
+        temporary = self._temporary()
+        descriptor = file.fileno()
+        try:
+            # Only with a dir_fd, which an absolute path makes no use of, does Python call linkat.
+            os.link(f"/proc/self/fd/{descriptor}", temporary, src_dir_fd=descriptor)
+        except OSError as error:
+            if error.errno not in _CANNOT_BE_LINKED:
+                raise
+            return False
+        try:
+            now = os.fstat(descriptor)
+            unchanged = (now.st_size, now.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+            if now.st_nlink != 2 or not unchanged:
+                return False
+            self._place(temporary, sha256)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return True
 
     def _place(self, temporary: Path, sha256: str) -> None:
         path = self._path(sha256)
@@ -141,17 +184,17 @@ async def _shielded(action: Callable[[], None]) -> None:
         await to_thread.run_sync(action)
 
 
-def _link_or_copy(source: Path, target: Path, *, copy: bool) -> None:
-    """An executable is copied, since a stored file's mode says nothing of its content."""
-    if not copy:
-        try:
-            target.hardlink_to(source)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK):
-                raise
-        else:
-            return
-    shutil.copyfile(source, target)
+def _pass_on(file: BinaryIO, target: int | None) -> tuple[str, int]:
+    """Hash and size of the rest of a file, which is written to `target`; can be cancelled."""
+    digest = hashlib.sha256()
+    size = 0
+    while piece := file.read(_PIECE):
+        digest.update(piece)
+        size += len(piece)
+        if target is not None:
+            _write(target, piece)
+        from_thread.check_cancelled()
+    return digest.hexdigest(), size
 
 
 def _write(descriptor: int, data: bytes) -> None:
