@@ -19,7 +19,6 @@ from spellq.runs import (
 )
 
 IDEMPOTENCY_HEADER: Final = "Idempotency-Key"
-VERSION_HEADER: Final = "Spellq-Version"
 
 Number = Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
 """The number of a run or workflow, or of a request on the socket."""

@@ -68,6 +68,10 @@ def take_snapshot(
     if home is not None and folder.is_relative_to(home.resolve()):
         raise SnapshotError(f"{folder} is spellq's own folder. Go to the folder of your project.")
     root = _repository_root(folder)
+    if root is None and folder == Path(folder.anchor):
+        raise SnapshotError(
+            "The whole file system is no project. Go to the folder of your project."
+        )
     warnings: list[str] = []
     commit, subject, dirty, others = "", "", False, frozenset[str]()
     if root is None:

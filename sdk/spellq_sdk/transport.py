@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
-from spellq.version import __version__
-from spellq.wire import IDEMPOTENCY_HEADER, VERSION_HEADER, ErrorReply
+from spellq.wire import IDEMPOTENCY_HEADER, ErrorReply
 from spellq_sdk.backoff import backoff
 from spellq_sdk.doors import Address, Door
 from spellq_sdk.exceptions import ClientException, JsonDecodeError, ServerError, exception_for
@@ -304,7 +303,7 @@ def _is_away(error: ClientException) -> bool:
 
 
 def _headers(address: Address) -> dict[str, str]:
-    return {"Authorization": f"Bearer {address.token}", VERSION_HEADER: __version__}
+    return {"Authorization": f"Bearer {address.token}"}
 
 
 async def _check(response: "aiohttp.ClientResponse") -> None:

@@ -114,7 +114,7 @@ class Feed:
             grown = self._grown
             if place is None:
                 end = self._recent.end
-                page: Sequence[Logged] = await self._store.events_after(cursor, PAGE)
+                page: Sequence[Logged] | None = await self._store.events_after(cursor, PAGE)
                 if page:
                     cursor = page[-1].cursor
                 place = self._recent.place_after(cursor)

@@ -77,7 +77,7 @@ class Launcher:
             ]
         )
         for workflow in workflows:
-            await self._runs.end_late(workflow, [run for run in made if run.workflow == workflow])
+            await self._runs.end_late(workflow, made)
         return made
 
     async def launch_workflow(
@@ -148,7 +148,7 @@ class Launcher:
 
     async def _check_masters_are_served(self) -> None:
         for agent in await self._store.agents():
-            if agent.slots.get(MASTER_QUEUE, 1):
+            if agent.slots.get(MASTER_QUEUE):
                 return
         raise Rejected(
             "No slots for master runs are served here. Have some with SPELLQ_MASTER_SLOTS=16, "

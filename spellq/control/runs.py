@@ -95,7 +95,7 @@ class Runs:
             )
 
     async def end_late(self, number: int, made: Iterable[Run]) -> None:
-        """End the runs just made in a workflow if that came to its end meanwhile.
+        """End the runs just made together if a workflow of theirs came to its end meanwhile.
 
         Raises:
             Conflict: it did.

@@ -1,33 +1,40 @@
 """Commands in real worlds: what they see, what they cannot do, and how their ends are told.
 
-Needs root on Linux, as the executor does.
+Needs root on Linux, as the executor does: without, `test_worlds_can_be_made_here` says so.
 """
 
 import fcntl
 import os
+import pwd
+import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio
 import pytest
 
 from spellq.ports import ExecutionLost, Exit, Job, WorldError, WorldMount
-from spellq_workers.outputs import scan
+from spellq.trees import TreeEntry, make_tree
+from spellq_brokers.embedded.artifacts import DiskArtifacts
+from spellq_workers import folders, link
+from spellq_workers.outputs import save, scan
 from spellq_workers.process import ProcessExecution, ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher, RawLog
 from spellq_workers.worldcheck import check_world
 
 ENVIRONMENT: Final = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": str(Path.home()),
+    "HOME": pwd.getpwuid(os.getuid()).pw_dir,
     "USER": "root",
 }
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="worlds need root in this release")
+WORKERS: Final = str(Path(link.__file__).parents[1])
 
 
 class Machine:
@@ -136,8 +143,48 @@ async def _hear(execution: ProcessExecution, text: str) -> None:
                 return
 
 
+Faulty = Callable[[str, str], None]
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
+    """Gives helpers a fault: the function of that name, in that module, fails once or always."""
+
+    def fault(function: str, how_often: str) -> None:
+        module, _, name = function.partition(".")
+        happened = tmp_path / f"{function} failed"
+        program = tmp_path / "faulty_helper.py"
+        program.write_text(
+            f"""if True:
+            import os, sys
+            sys.path.append({WORKERS!r})
+            from spellq_workers import helper, runfolder, world
+            owner = {module}
+            real = getattr(owner, {name!r})
+            def faulty(*args):
+                host = "/proc/self/fd/" + str(root)
+                if {how_often!r} == "always" or not os.path.exists(host + {str(happened)!r}):
+                    os.close(os.open(host + {str(happened)!r}, os.O_CREAT | os.O_WRONLY))
+                    raise OSError(28, "{name}: No space left on device")
+                return real(*args)
+            root = os.open("/", os.O_PATH)
+            setattr(owner, {name!r}, faulty)
+            helper.main()
+            """
+        )
+        monkeypatch.setattr(link, "HELPER", program)
+
+    return fault
+
+
 def test_worlds_can_be_made_here() -> None:
-    assert check_world() == []
+    assert check_world() == [], "these tests need root on Linux, with all capabilities"
+
+
+def test_what_keeps_a_world_from_being_made_has_a_remedy(faulty: Faulty) -> None:
+    faulty("helper.give_up_privileges", "always")
+    [problem] = check_world()
+    assert "give_up_privileges: No space left" in problem
 
 
 # What a command sees
@@ -175,11 +222,52 @@ async def test_two_worlds_see_their_own_files_under_one_path(
         await execution.discard()
 
 
-async def test_the_home_of_spellq_is_hidden(machine: Machine) -> None:
-    (machine.home / "agent").mkdir(parents=True, exist_ok=True)
-    _, output = await machine.run(f"ls -A {machine.home}; ls -A /.host; echo end")
+@pytest.fixture
+def folder_outside_tmp() -> Iterator[Path]:
+    """Where a world shows the host, unlike below /tmp."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+async def test_the_home_of_spellq_is_hidden(folder_outside_tmp: Path) -> None:
+    home = folder_outside_tmp / "home"
+    home.mkdir()
+    (home / "token").write_text("secret")
+    (folder_outside_tmp / "beside").write_text("seen")
+    machine = Machine(home)
+    try:
+        _, output = await machine.run(
+            f"cat {folder_outside_tmp}/beside; ls -A {home} /.host; cat {home}/token"
+        )
+    finally:
+        await machine.close()
+    assert output.startswith("seen")
     assert "agent" not in output
-    assert output.endswith("end\n")
+    assert "etc" not in output
+    assert "secret" not in output
+
+
+async def test_home_is_the_runs_own_folder_whatever_its_variable_says(machine: Machine) -> None:
+    own = ENVIRONMENT["HOME"]
+    for value in ("/proc/self/fd/7/x", "/dev/shm/x", "/spell", "//", "nonsense"):
+        command = f'echo "$HOME"; touch {own}/x && ls -A {own}'
+        end, output = await machine.run(command, environment={"HOME": value})
+        assert end.code == 0
+        assert output.startswith(value + "\n")
+        assert "x" in output.split()
+
+
+async def test_only_harmless_devices_are_there(machine: Machine) -> None:
+    _, output = await machine.run(
+        "find /dev -type b; ls /dev; echo x > /dev/null; head -c 1 /dev/zero | wc -c; "
+        "python3 -c 'import os; os.openpty()' && echo terminal",
+        environment={"PATH": f"{Path(sys.executable).parent}:{ENVIRONMENT['PATH']}"},
+    )
+    there = set(output.split())
+    assert {"null", "zero", "full", "random", "urandom", "tty", "pts", "ptmx", "shm"} <= there
+    assert {"fd", "stdin", "stdout", "stderr", "1", "terminal"} <= there
+    assert not {"loop-control", "kmsg", "console", "tty1", "mem"} & there
+    assert "/dev/" not in output
 
 
 async def test_the_interpreter_and_its_packages_are_there(machine: Machine) -> None:
@@ -210,7 +298,10 @@ async def test_shared_memory_of_a_run_is_gone_with_it(machine: Machine) -> None:
 # What a command cannot do
 
 
-@pytest.mark.parametrize("attempt", ["/usr/x", "/etc/hostname", "/mnt/data/new", "/new", "/dev/x"])
+@pytest.mark.parametrize(
+    "attempt",
+    ["/usr/x", "/etc/hostname", "/mnt/data/new", "/new", "/dev/x", "/proc/sys/kernel/core_pattern"],
+)
 async def test_the_host_and_mounts_are_read_only(
     machine: Machine, tmp_path: Path, attempt: str
 ) -> None:
@@ -232,11 +323,37 @@ async def test_a_command_has_no_capability_and_cannot_unmount(machine: Machine) 
         assert end.code != 0
 
 
-async def test_a_user_namespace_of_its_own_uncovers_nothing(machine: Machine) -> None:
-    command = "unshare -rm sh -c 'umount /.host; umount /spell; mount -o remount,bind,rw /usr'"
-    _, output = await machine.run(f"{command}; ls -A /.host; touch /usr/x && echo written")
-    assert "written" not in output
-    assert "etc" not in output.split()
+UNCOVERING: Final = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x10000000 | 0x20000) == 0:  # CLONE_NEWUSER | CLONE_NEWNS
+    print("powerful", flush=True)
+def tried(what, result):
+    if result == 0:
+        print("did", what, flush=True)
+for place in (b"/.host", b"/spell", b"/tmp", b"/proc", b"/dev/shm", b"/dev"):
+    tried(f"unmount {place}", libc.umount2(place, 2))
+for place in (b"/", b"/usr", b"/etc", b"/proc", b"/dev"):
+    tried(f"remount {place}", libc.mount(None, place, None, 4096 | 32, None))
+tried("copy of one layer", libc.mount(b"/", b"/tmp", None, 4096, None))
+for place in ("/usr/x", "/proc/sys/kernel/core_pattern", "/dev/x", "/new"):
+    try:
+        open(place, "a").close()
+        print("wrote", place)
+    except OSError:
+        pass
+print(os.listdir("/.host"))
+"""
+
+
+async def test_a_user_namespace_of_its_own_uncovers_nothing(
+    machine: Machine, tmp_path: Path
+) -> None:
+    (tmp_path / "uncover.py").write_text(UNCOVERING)
+    _, output = await machine.run(
+        f"{sys.executable} /mnt/uncover.py", mounts={"/mnt/uncover.py": tmp_path / "uncover.py"}
+    )
+    assert output == "powerful\n[]\n"  # a host that forbids such namespaces proves nothing here
 
 
 @pytest.mark.parametrize("secret", ["environ", "root/etc", "fd/3", "fd/4/", "cwd/etc", "maps"])
@@ -248,6 +365,131 @@ async def test_a_command_cannot_look_into_the_helper(machine: Machine, secret: s
 async def test_a_command_does_not_inherit_the_helpers_files(machine: Machine) -> None:
     _, output = await machine.run("for f in /proc/$$/fd/*; do readlink $f; done | sort -u")
     assert [line for line in output.splitlines() if not line.endswith(("null", "output"))] == []
+
+
+HANDING_OVER: Final = """
+import array, os, socket
+peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+peer.connect("\\0" + os.environ["MEETING"])
+kept = [os.open(os.environ["PLACE"], os.O_RDONLY), 1]
+peer.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", kept))])
+peer.recv(1)
+"""
+RECEIVING: Final = """
+import array, os, socket
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind("\\0" + os.environ["MEETING"])
+listener.listen()
+print("ready", flush=True)
+peer, _ = listener.accept()
+_, [(_, _, descriptors)], _, _ = peer.recvmsg(1, 1000)
+place, output = array.array("i", descriptors)
+peer.send(b"x")
+print("received", flush=True)
+open("gate").read()
+os.write(output, b"forged")
+if "victim" in os.listdir(place):
+    os.chmod("victim", 0o644, dir_fd=place)
+    os.write(os.open("victim", os.O_WRONLY, dir_fd=place), b"forged")
+print(os.listdir(place), [open(f"/proc/self/fd/{output}").read()])
+"""
+
+
+class Accomplice:
+    """A run beside `cpu-0` that gets a folder and the output of one in `cpu-0`, and keeps them."""
+
+    def __init__(self, machine: Machine, folder: Path) -> None:
+        self._machine = machine
+        self._scripts = {"/mnt/hand": folder / "hand.py", "/mnt/receive": folder / "receive.py"}
+        self._scripts["/mnt/hand"].write_text(HANDING_OVER)
+        self._scripts["/mnt/receive"].write_text(RECEIVING)
+        self._meeting = {"MEETING": str(folder)}
+
+    async def meet(
+        self, place: str, before: str = ":"
+    ) -> tuple[ProcessExecution, ProcessExecution]:
+        """(the run that handed `place` over, ended; the run that holds it)"""
+        command = f"mkfifo gate; exec {sys.executable} -B /mnt/receive"
+        receiver = await self._machine.prepare(
+            command, slot="cpu-1", mounts=self._scripts, environment=self._meeting
+        )
+        await receiver.start()
+        await _hear(receiver, "ready")
+        giver = await self._machine.prepare(
+            f"{before}; exec {sys.executable} -B /mnt/hand",
+            mounts=self._scripts,
+            environment=self._meeting | {"PLACE": place},
+        )
+        await giver.start()
+        await _hear(receiver, "received")
+        assert (await giver.ended()).code == 0
+        return giver, receiver
+
+    async def see(self, receiver: ProcessExecution) -> str:
+        """What it finds in what it holds now, before it writes there."""
+        await anyio.to_thread.run_sync((receiver.files / "gate").write_text, "\n")
+        assert (await receiver.ended()).code == 0
+        return receiver.output.read_text().splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/dev/shm", "~", "/spell", "/proc"])
+async def test_who_kept_a_folder_of_one_run_sees_nothing_of_the_next(
+    machine: Machine, tmp_path: Path, place: str
+) -> None:
+    """Though the first left no trace, so that its world would have been used again."""
+    accomplice = Accomplice(machine, tmp_path)
+    giver, receiver = await accomplice.meet(place.replace("~", ENVIRONMENT["HOME"]))
+    await giver.discard()
+    following = await machine.start(
+        f"touch {place}/1000000 2> /dev/null; echo B; mkfifo /spell/gate; read < /spell/gate"
+    )
+    await _hear(following, "B")
+    seen = await accomplice.see(receiver)
+    assert "'1" not in seen  # neither its file nor, in /proc, its processes
+    assert "B" not in seen
+    assert following.output.read_text() == "B\n"
+
+
+@pytest.fixture
+async def artifacts(machine: Machine) -> DiskArtifacts:
+    return await DiskArtifacts.make(machine.home / "artifacts")
+
+
+async def _save(
+    execution: ProcessExecution, artifacts: DiskArtifacts
+) -> dict[str, tuple[bytes, int]]:
+    """The saved contents, and how many names each one's file has."""
+
+    async def say(_: Sequence[str]) -> None:
+        pass
+
+    tree = await save(await scan(execution.files, None, ()), artifacts, say)
+    found = {}
+    for entry in tree.entries:
+        path = await artifacts.local_path(entry.sha256 or "")
+        found[entry.path] = path.read_bytes(), path.stat().st_nlink
+    return found
+
+
+async def test_outputs_somebody_still_holds_are_copied(
+    machine: Machine, tmp_path: Path, artifacts: DiskArtifacts
+) -> None:
+    accomplice = Accomplice(machine, tmp_path)
+    giver, receiver = await accomplice.meet("/spell", "echo true > victim")
+    found = await _save(giver, artifacts)
+    assert "victim" in await accomplice.see(receiver)
+    assert (giver.files / "victim").read_text() == "forged"
+    assert found == {"victim": (b"true\n", 1)}
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+async def test_outputs_nobody_holds_are_moved(
+    machine: Machine, tmp_path: Path, artifacts: DiskArtifacts, mounted: bool
+) -> None:
+    mounts = {"/spell/in/data": tmp_path} if mounted else None
+    execution = await machine.start("echo true > made", mounts=mounts)
+    await execution.ended()
+    assert await _save(execution, artifacts) == {"made": (b"true\n", 2)}
 
 
 # Mounts

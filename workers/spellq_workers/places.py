@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from spellq_workers.mounts import (
     MS_BIND,
+    MS_MOVE,
     MS_NODEV,
     MS_NOSUID,
     MS_RDONLY,
@@ -67,24 +68,44 @@ class Places:
         for place in self._writable:
             make_read_only(place, MS_NOSUID | MS_NODEV)
 
-    def are_free(self) -> bool:
-        """Whether nobody holds the run's own places, for sure; they stay as they are."""
-        return all(is_free(place) for place, is_own in self._mounted if is_own)
+    def are_free(self, park: str) -> bool:
+        """Whether nobody holds the run's own places, for sure; they stay as they are.
+
+        What is mounted in them is in the way, and moves to the folder `park` meanwhile.
+        """
+        nested = self._nested()
+        if not all(map(os.path.isdir, nested)):
+            return False
+        for place in reversed(nested):
+            mount(place, park, "", MS_MOVE)
+        free = all(is_free(place) for place, is_own in self._mounted if is_own)
+        for place in nested:
+            mount(park, place, "", MS_MOVE)
+        return free
 
     def release(self) -> bool:
         """Take away the run's own places; whether nobody held one of them.
 
         What is held stays there until the namespace ends, and then for whoever holds it.
         """
-        own = [place for place, is_own in self._mounted if is_own]
+        nested = self._nested()
         free = True
         for place, is_own in reversed(self._mounted):
             if is_own:
                 free = unmount_if_free(place) and free
-            elif any(is_below(place, folder) for folder in own):
+            elif place in nested:
                 with suppress(OSError):
                     unmount(place)
         return free
+
+    def _nested(self) -> list[str]:
+        """What is mounted in the run's own places, in that order."""
+        own = [place for place, is_own in self._mounted if is_own]
+        return [
+            place
+            for place, is_own in self._mounted
+            if not is_own and any(is_below(place, folder) for folder in own)
+        ]
 
     def remove_top_level(self) -> None:
         """Remove the mount points made in the world's root, once the run's namespace is left."""

@@ -134,7 +134,7 @@ class World:
         """
         if self._dressed is not None and not (
             self._dressed.folder.is_untouched()
-            and self._dressed.places.are_free()
+            and self._dressed.places.are_free(park=_HOST)
             and all(map(is_free, _COMMON))
         ):
             self._undress()
@@ -258,11 +258,12 @@ def _mount_resource(places: Places, source: str, target: str) -> None:
 
 def _mount_place(target: str) -> str:
     """Where a mount really goes: a link, of the code say, must not lead us astray."""
-    place = os.path.realpath("/" + target.lstrip("/"))
-    leaves = is_below(target, RUN_DIRECTORY) != is_below(place, RUN_DIRECTORY)
-    if leaves or place in ("/", _TMP, RUN_DIRECTORY) or any(is_below(place, no) for no in _NOBODYS):
-        why = f"that is {place}" if place != target else "that belongs to the world itself"
-        raise Refused(f"Cannot mount at {target}: {why}.", mount=True)
+    asked = os.path.normpath("/" + target.lstrip("/"))
+    place = os.path.realpath(asked)
+    if is_below(asked, RUN_DIRECTORY) != is_below(place, RUN_DIRECTORY):
+        raise Refused(f"Cannot mount at {target}: a link leads elsewhere.", mount=True)
+    if place in ("/", _TMP, RUN_DIRECTORY) or any(is_below(place, no) for no in _NOBODYS):
+        raise Refused(f"Cannot mount at {target}: that belongs to the world itself.", mount=True)
     return place
 
 
