@@ -112,26 +112,26 @@ class Feed:
         place = self._recent.end if after is None else self._recent.place_after(after)
         while True:
             grown = self._grown
-            if place is None:
-                end = self._recent.end
-                page: Sequence[Logged] | None = await self._store.events_after(cursor, PAGE)
-                if page:
-                    cursor = page[-1].cursor
-                place = self._recent.place_after(cursor)
-                if place is None and len(page) < PAGE:
-                    place = end
+            page = None if place is None else self._recent.page(place)
+            if place is None or page is None:
+                page, place = await self._page_of_log(cursor)
             else:
-                page = self._recent.page(place)
-                if page is None:  # a slow reader, overtaken
-                    place = None
-                    continue
                 place += len(page)
             for logged in page:
                 cursor = logged.cursor
                 if wanted.matches(logged.event):
                     yield logged
-            if not page and place is not None and place == self._recent.end:
+            if not page and place == self._recent.end:
                 await grown.wait()
+
+    async def _page_of_log(self, cursor: Cursor) -> tuple[Sequence[Logged], int | None]:
+        """What the log has after a cursor, and where in memory it goes on (None: in the log)."""
+        end = self._recent.end
+        page = await self._store.events_after(cursor, PAGE)
+        place = self._recent.place_after(page[-1].cursor if page else cursor)
+        if place is None and len(page) < PAGE:
+            place = end
+        return page, place
 
     # Taking in
 

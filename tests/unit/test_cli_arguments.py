@@ -136,7 +136,7 @@ def test_a_known_subcommand_wins(
         (["cp", "/runs/1"], 3, "Name a resource"),
         (["cp", "-f", "-i", "runs/1"], 3, "exclude each other"),
         (["token"], 1, "There is no token in"),
-        (["bogus"], 2, "There is no command 'bogus'. See 'spellq --help'."),
+        (["xyzzy"], 2, "There is no command 'xyzzy'. See 'spellq --help'."),
         (["worflow"], 2, "There is no command 'worflow' (did you mean 'workflow'?)."),
     ],
 )
