@@ -296,6 +296,9 @@ class ArtifactStore(Protocol):
     async def put_bytes(self, data: bytes) -> str:
         """Store a small content; returns its hash."""
 
+    async def put_all(self, contents: Sequence[bytes]) -> list[str]:
+        """Store several small contents; returns their hashes, in order."""
+
     async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
         """Store the content of a file that is open for reading; returns hash and size.
 

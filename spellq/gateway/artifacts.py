@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import msgspec
 from anyio import to_thread
 from litestar import get, post, put
 from litestar.params import FromPath, FromQuery, JSONBody
@@ -14,6 +15,10 @@ from spellq.wire import Hashes, LsReply, TreeReply
 
 MAX_TREE_BYTES: Final = 256 * 1024 * 1024
 MAX_HASHES: Final = 10_000
+MAX_BATCH: Final = 1000
+MAX_BATCH_BYTES: Final = 16 * 1024 * 1024
+
+_batch: Final = msgspec.msgpack.Decoder(list[bytes])
 
 
 def _check_hash(sha256: str) -> None:
@@ -29,6 +34,18 @@ async def missing(data: JSONBody[Hashes], services: Provided) -> Hashes:
     for sha256 in data.hashes:
         _check_hash(sha256)
     return Hashes(await services.artifacts.missing(data.hashes))
+
+
+@post("/artifacts/batch", status_code=200, request_max_body_size=MAX_BATCH_BYTES)
+async def upload_batch(request: ApiRequest, services: Provided) -> Hashes:
+    """Store several small contents: a msgpack array of byte strings, answered by their hashes."""
+    try:
+        contents = _batch.decode(await request.body())
+    except msgspec.DecodeError as error:
+        raise Rejected(f"No msgpack array of byte strings: {error}.") from error
+    if len(contents) > MAX_BATCH:
+        raise Rejected(f"{len(contents)} contents in one request; the limit is {MAX_BATCH}.")
+    return Hashes(await services.artifacts.put_all(contents))
 
 
 @put("/artifacts/{sha256:str}", status_code=204, request_max_body_size=None)
@@ -92,4 +109,4 @@ async def list_resource(
     return LsReply(await services.outputs.ls(path, request.user.sees))
 
 
-HANDLERS = [missing, upload, download, create_tree, resource_tree, list_resource]
+HANDLERS = [missing, upload, upload_batch, download, create_tree, resource_tree, list_resource]

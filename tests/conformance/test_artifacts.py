@@ -1,5 +1,6 @@
 """ArtifactStore: each content once, whole and verified, or not at all."""
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -125,3 +126,12 @@ async def test_what_is_not_there_is_a_key_error(artifacts: ArtifactStore) -> Non
     for ask in (artifacts.open, artifacts.get_bytes, artifacts.local_path):
         with pytest.raises(KeyError):
             await ask(name)
+
+
+async def test_several_contents_at_once_and_the_same_from_many_sides(
+    artifacts: ArtifactStore,
+) -> None:
+    contents = [b"a", b"b", b"a", b""]
+    answers = await asyncio.gather(*(artifacts.put_all(contents) for _ in range(20)))
+    assert all(answer == [sha256(data) for data in contents] for answer in answers)
+    assert await whole(artifacts, sha256(b"b")) == b"b"

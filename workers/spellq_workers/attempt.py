@@ -211,7 +211,7 @@ class Attempt:
     async def _make_world(self, run: Run, token: str | None) -> Execution:
         try:
             return await self._workshop.executor.prepare(await self._job(run, token))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, StoreUnavailable) as error:
             raise WorldError(
                 f"The run's world could not be made: {error}",
                 mount=self._status is Status.MOUNTING,
@@ -315,7 +315,7 @@ class Attempt:
             told = (_SCANNING, *found.notes)
             self._status = (await self._apply(Advance(self.attempt, Status.SAVING, told))).status
             tree_id, tree = await self._store_outputs(found)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StoreUnavailable) as error:
             return await self._apply(
                 Advance(self.attempt, Status.SAVING),
                 replace(

@@ -4,11 +4,15 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
 
 from anyio import CancelScope, from_thread, to_thread
+
+from spellq.ports import StoreUnavailable
 
 T = TypeVar("T")
 
@@ -27,7 +31,7 @@ class DiskArtifacts:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._incoming = folder / "incoming"
-        self._taken = 0
+        self._names = count()
 
     @classmethod
     async def make(cls, folder: Path) -> "DiskArtifacts":
@@ -42,32 +46,26 @@ class DiskArtifacts:
         )
 
     async def put(self, sha256: str, content: AsyncIterator[bytes]) -> int:
-        temporary = self._temporary()
-        digest = hashlib.sha256()
-        size = 0
-        try:
-            with await to_thread.run_sync(lambda: temporary.open("xb", buffering=0)) as file:
-                async for piece in content:
-                    digest.update(piece)
-                    size += len(piece)
-                    await to_thread.run_sync(_write, file.fileno(), piece)
-            if digest.hexdigest() != sha256:
-                raise ValueError(f"the content's SHA-256 is {digest.hexdigest()}, not {sha256}")
-            await to_thread.run_sync(self._place, temporary, sha256)
-        finally:
-            await _shielded(lambda: temporary.unlink(missing_ok=True))
-        return size
+        with _writing():
+            return await self._put(sha256, content)
 
     async def put_bytes(self, data: bytes) -> str:
-        sha256 = hashlib.sha256(data).hexdigest()
-        await to_thread.run_sync(self._write_whole, data, sha256)
-        return sha256
+        with _writing():
+            return await to_thread.run_sync(self._write_whole, data)
+
+    async def put_all(self, contents: Sequence[bytes]) -> list[str]:
+        def write_all() -> list[str]:
+            return [self._write_whole(data) for data in contents]
+
+        with _writing():
+            return await to_thread.run_sync(write_all)
 
     async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
         """Where it is this store's file system, the file itself becomes the stored one, unless it
         is an executable: a stored file's mode says nothing of its content.
         """
-        return await to_thread.run_sync(self._adopt, file, copy)
+        with _writing():
+            return await to_thread.run_sync(self._adopt, file, copy)
 
     async def get_bytes(self, sha256: str) -> bytes:
         return await to_thread.run_sync(_found, sha256, self._path(sha256).read_bytes)
@@ -96,17 +94,39 @@ class DiskArtifacts:
     def _path(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / sha256
 
-    def _temporary(self) -> Path:
-        self._taken += 1
-        return self._incoming / f"{os.getpid()}-{self._taken}"
-
-    def _write_whole(self, data: bytes, sha256: str) -> None:
-        if self._path(sha256).exists():
-            return
+    async def _put(self, sha256: str, content: AsyncIterator[bytes]) -> int:
         temporary = self._temporary()
-        with temporary.open("xb", buffering=0) as file:
-            _write(file.fileno(), data)
-        self._place(temporary, sha256)
+        digest = hashlib.sha256()
+        size = 0
+        try:
+            with await to_thread.run_sync(lambda: temporary.open("xb", buffering=0)) as file:
+                async for piece in content:
+                    digest.update(piece)
+                    size += len(piece)
+                    await to_thread.run_sync(_write, file.fileno(), piece)
+            if digest.hexdigest() != sha256:
+                raise ValueError(f"the content's SHA-256 is {digest.hexdigest()}, not {sha256}")
+            await to_thread.run_sync(self._place, temporary, sha256)
+        finally:
+            await _shielded(lambda: temporary.unlink(missing_ok=True))
+        return size
+
+    def _temporary(self) -> Path:
+        """A name nobody else has: asked for in many threads at once."""
+        return self._incoming / f"{os.getpid()}-{next(self._names)}"
+
+    def _write_whole(self, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self._path(sha256).exists():
+            return sha256
+        temporary = self._temporary()
+        try:
+            with temporary.open("xb", buffering=0) as file:
+                _write(file.fileno(), data)
+            self._place(temporary, sha256)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return sha256
 
     def _adopt(self, file: BinaryIO, copy: bool) -> tuple[str, int]:
         before = os.fstat(file.fileno())
@@ -176,6 +196,17 @@ def _found(sha256: str, read: Callable[[], T]) -> T:
         return read()
     except FileNotFoundError as error:
         raise KeyError(sha256) from error
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """What the disk refuses comes through the port as its own error."""
+    try:
+        yield
+    except ConnectionError:
+        raise  # who sends the content went away
+    except OSError as error:
+        raise StoreUnavailable(f"The artifact store cannot be written: {error}") from error
 
 
 async def _shielded(action: Callable[[], None]) -> None:
