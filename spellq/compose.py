@@ -3,19 +3,17 @@
 import json
 import logging
 import os
-import signal
 import socket
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import msgspec
-import uvicorn
 from litestar import Litestar
 
 from spellq.clock import SystemClock
@@ -27,13 +25,18 @@ from spellq.control.supervisor import Supervisor
 from spellq.daemon import AlreadyRunning, DaemonFiles, UnusableHome, local_owner
 from spellq.gateway import Services, create_app
 from spellq.gateway.auth import ADMIN, Authenticator
-from spellq.gateway.closing import Closing
+from spellq.gateway.server import (
+    HOST,
+    CannotListen,
+    Server,
+    leave_on_signal,
+    leave_when_idle,
+    listen,
+)
 from spellq.outbox import Outbox
-from spellq.ports import RunQuery, Store, StoreUnavailable, Token
-from spellq.runs import parse_number
+from spellq.ports import Store, StoreUnavailable, Token
 from spellq.seal import Sealer, UnusableKey, load_or_create_key
 from spellq.settings import (
-    DEFAULT_PORT,
     InvalidSetting,
     parse_machine_types,
     parse_master_slots,
@@ -46,12 +49,6 @@ from spellq_brokers.embedded.schema import WrongSchema
 from spellq_workers.agent import Agent, AgentSettings
 from spellq_workers.process import ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher
-
-IDLE_SECONDS: Final = 600.0
-GRACEFUL_SECONDS: Final = 1
-"""How long requests under way may go on when the daemon leaves."""
-
-HOST: Final = "127.0.0.1"
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +80,7 @@ class Runtime:
 _REFUSALS: Final = (
     InvalidSetting,
     AlreadyRunning,
+    CannotListen,
     CannotStart,
     UnusableHome,
     UnusableKey,
@@ -109,7 +107,7 @@ def serve(settings: DaemonSettings) -> None:
         types = setting("SPELLQ_MACHINE_TYPES", settings.machine_types, config)
         slots = parse_machine_types(types or "cpu")
         master_slots = parse_master_slots(setting("SPELLQ_MASTER_SLOTS", None, config), slots)
-        listener = _listen(asked, files.last_port())
+        listener = listen(asked, files.last_port())
         anyio.run(
             _serve,
             files,
@@ -135,45 +133,6 @@ def _only_error(error: BaseException) -> BaseException:
 
 def _text(value: int | None) -> str | None:
     return None if value is None else str(value)
-
-
-def _listen(asked: str | None, last: int | None) -> socket.socket:
-    """A listening socket on loopback: the port asked for, or the usual one, or a free one.
-
-    Raises:
-        CannotStart: the port asked for is taken or is none.
-    """
-    if asked is not None:
-        port = parse_number(asked)
-        if port is None or port > 65535:
-            raise CannotStart(f"Invalid port {asked[:40]!r}: use a number from 1 to 65535.")
-        try:
-            return _bind(port)
-        except OSError as error:
-            raise CannotStart(
-                f"Port {asked} cannot be used: {error.strerror}. "
-                "Choose another with --port, or leave it out to get a free one."
-            ) from error
-    for choice in (last, DEFAULT_PORT, 0):
-        if choice is not None:
-            try:
-                return _bind(choice)
-            except OSError:
-                continue
-    raise CannotStart(f"No port can be opened on {HOST}.")
-
-
-def _bind(port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((HOST, port))
-        listener.listen(1024)
-    except OSError:
-        listener.close()
-        raise
-    listener.set_inheritable(False)
-    return listener
 
 
 class _Starter:
@@ -213,23 +172,10 @@ async def _serve(
         await services.store.put_token(
             token_hash(token), Token(local_owner(), "local", ADMIN, SystemClock().now())
         )
-        server = _Server(
-            uvicorn.Config(
-                services.activity.watch(runtime.app),
-                log_level="warning",
-                log_config=None,
-                access_log=False,
-                ws="wsproto",
-                http="httptools",
-                lifespan="off",
-                timeout_graceful_shutdown=2 * GRACEFUL_SECONDS,
-                ws_max_size=1024 * 1024,
-            ),
-            services.closing,
-        )
+        server = Server(services.activity.watch(runtime.app), services.closing)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_leave_on_signal, server)
-            tasks.start_soon(_leave_when_idle, server, services)
+            tasks.start_soon(leave_on_signal, server)
+            tasks.start_soon(leave_when_idle, server, services)
             files.announce(url, port)
             starter.say({"url": url})
             _log.info("serving at %s, slots %s, masters %s", url, slots.kinds, slots.masters)
@@ -237,63 +183,6 @@ async def _serve(
             files.withdraw()
             tasks.cancel_scope.cancel()
     _log.info("left; commands under way run on")
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to us: what is under way has to be let go of in order."""
-
-    def __init__(self, config: uvicorn.Config, closing: Closing) -> None:
-        super().__init__(config)
-        self._closing = closing
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what never ends by itself, then wait a moment for the requests under way."""
-        self._closing.begin()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._abort_the_rest)
-            await super().shutdown(sockets)
-            tasks.cancel_scope.cancel()
-
-    async def _abort_the_rest(self) -> None:
-        """Whose reader does not read would never end."""
-        await anyio.sleep(GRACEFUL_SECONDS)
-        for connection in tuple(self.server_state.connections):
-            connection.transport.abort()
-
-
-async def _leave_on_signal(server: uvicorn.Server) -> None:
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            server.should_exit = True
-
-
-async def _leave_when_idle(
-    server: uvicorn.Server, services: Services, idle_seconds: float = IDLE_SECONDS
-) -> None:
-    """Leave once nobody asked anything and no run was under way for ten minutes."""
-    activity = services.activity
-    while True:
-        quiet = activity.quiet_seconds()
-        if quiet < idle_seconds:
-            await anyio.sleep(idle_seconds - quiet)
-        elif await _has_live_runs(services.store):
-            activity.stir()
-        else:
-            server.should_exit = True
-            return
-
-
-async def _has_live_runs(store: Store) -> bool:
-    """Whether there is a run to stay for; a store that cannot tell may have one."""
-    try:
-        return bool(await store.find(RunQuery(limit=1, live=True)))
-    except StoreUnavailable as error:
-        _log.warning("cannot tell whether runs are under way: %s", error)
-        return True
 
 
 @asynccontextmanager

@@ -14,13 +14,14 @@ import msgspec
 import pytest
 from litestar.exceptions import WebSocketDisconnect
 
-from spellq.compose import _leave_when_idle, _Starter
+from spellq.compose import _Starter
 from spellq.control.errors import NotFound
 from spellq.events import Event, EventType
 from spellq.gateway import socket as socket_module
 from spellq.gateway.activity import Activity
 from spellq.gateway.auth import ADMIN, USER, Authenticator, Caller
 from spellq.gateway.closing import Closing, OpenEnded
+from spellq.gateway.server import leave_when_idle
 from spellq.gateway.socket import _Conversation
 from spellq.ports import RunQuery, StoreUnavailable, Token
 from spellq.runs import Run, RunSpec, Status
@@ -333,7 +334,7 @@ async def test_a_store_that_cannot_tell_keeps_the_daemon(
     services: Any = SimpleNamespace(activity=Activity(), store=SimpleNamespace(find=find))
     caplog.set_level(logging.WARNING)
     async with asyncio.timeout(5):
-        await _leave_when_idle(server, services, idle_seconds=0.01)
+        await leave_when_idle(server, services, idle_seconds=0.01)
     assert len(asked) == 3
     assert server.should_exit
     assert "cannot tell whether runs are under way: away" in caplog.text
