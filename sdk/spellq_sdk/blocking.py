@@ -6,7 +6,7 @@ shared by threads, and used where an event loop is running already, as in a note
 
 import os
 import weakref
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -16,6 +16,7 @@ from spellq_sdk import runs as async_runs
 from spellq_sdk import workflows as async_workflows
 from spellq_sdk.client import AsyncClient
 from spellq_sdk.doors import Door, RemoteDoor, door_of
+from spellq_sdk.later import LaterServices
 from spellq_sdk.models import LogEntry, LsLine, RunEvent, RunFields
 from spellq_sdk.options import RunOptions
 from spellq_sdk.portal import Portal
@@ -132,6 +133,7 @@ class RunsService(Constants):
         """The run of that number.
 
         Raises:
+            TypeError: not a whole number.
             ClientException: there is none (`response.status_code` is 404).
         """
         return Run(self._client, self._client._portal.call(lambda: self._service.get(run_id)))
@@ -141,12 +143,16 @@ class RunsService(Constants):
         number: int = 50,
         project: str | None = None,
         show_uncategorized: bool = False,
-        labels: Sequence[str] = (),
+        labels: Collection[str] = (),
         *,
         workflow: int | None = None,
         live: bool = False,
     ) -> Runs:
-        """The newest runs, newest first: those with any of `labels`, of a workflow, not final."""
+        """The newest runs, newest first: those with any of `labels`, of a workflow, not final.
+
+        Raises:
+            TypeError: `number` or `workflow` is no whole number, or `labels` a single text.
+        """
         found = self._client._portal.call(
             lambda: self._service.list(
                 number, project, show_uncategorized, labels, workflow=workflow, live=live
@@ -206,13 +212,14 @@ class WorkflowsService:
         """The workflow of that number.
 
         Raises:
+            TypeError: not a whole number.
             ClientException: there is none (`response.status_code` is 404).
         """
         found = self._client._portal.call(lambda: self._service.get(workflow_id))
         return Workflow(self._client, found)
 
 
-class Client:
+class Client(LaterServices):
     """A client of one gateway, for ordinary code. Closed by `close()`, `with`, or at exit."""
 
     def __init__(

@@ -9,15 +9,16 @@ from spellq.events import EventFilter
 from spellq.wire import LsReply, Me
 from spellq_sdk.doors import Door, RemoteDoor, door_of
 from spellq_sdk.gateway import Gateway
+from spellq_sdk.later import LaterServices
 from spellq_sdk.models import LsLine, RunEvent
 from spellq_sdk.runs import RunsService
 from spellq_sdk.settings import settings_from
-from spellq_sdk.statuses import parse_statuses
+from spellq_sdk.statuses import parse_statuses, parse_types
 from spellq_sdk.transport import Transport
 from spellq_sdk.workflows import Workflow, WorkflowsService
 
 
-class AsyncClient:
+class AsyncClient(LaterServices):
     """A client of one gateway, for one event loop.
 
     Entered with `async with`, it loads the active workflow where there is one; left, it closes its
@@ -86,11 +87,14 @@ class AsyncClient:
 
         Never ends by itself. Lost connections are taken up again; none is missed, and within a
         run none comes twice or out of order.
+
+        Raises:
+            BadRequest: an unknown type or status, or a cursor of another gateway.
         """
         wanted = EventFilter(
             runs=None if runs is None else frozenset(runs),
             workflow=workflow,
-            types=None if types is None else frozenset(types),
+            types=None if types is None else parse_types(tuple(types)),
             statuses=None
             if statuses is None
             else frozenset(parse_statuses(tuple(statuses), "events(statuses=…)")),

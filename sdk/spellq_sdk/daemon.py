@@ -32,7 +32,9 @@ from spellq_sdk.settings import spellq_home
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 30.0
 
-_SERVER_PACKAGES: Final = ("litestar", "uvicorn", "asyncinotify", "cryptography")
+SERVER_PACKAGES: Final = ("litestar", "uvicorn", "asyncinotify", "cryptography")
+"""What a daemon imports beside the packages of clients."""
+
 _started: set[int] = set()
 
 
@@ -140,7 +142,7 @@ def _unusable(home: Path, why: str) -> ClientException:
 
 
 def _check_packages() -> None:
-    missing = [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]
+    missing = [name for name in SERVER_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ClientException(
             f"The local daemon needs packages that are not installed ({', '.join(missing)}). "

@@ -20,17 +20,16 @@ FILES_AT_ONCE: Final = 8
 TRIES: Final = 8
 
 
-async def download(gateway: Gateway, resource: str, destination: Path) -> None:
-    """Copy the files at `resource` (one file, or a folder's content) into the folder.
+async def download(gateway: Gateway, tree: Tree, destination: Path) -> None:
+    """Copy the files of a tree (see `Gateway.tree`) into the folder `destination`.
 
     A file appears under its name when it is whole and its hash is right; one that is there already
     is replaced. Links are made last, and only those that stay inside.
 
     Raises:
-        ClientException: nothing there, a hash that does not match, or a place in the destination
-            that leads out of it or is taken.
+        ClientException: a hash that does not match, a destination that is no folder, or a place
+            in it that leads out of it or is taken.
     """
-    tree = await gateway.tree(resource)
     root = await asyncio.to_thread(_prepare, destination)
     limit = asyncio.Semaphore(FILES_AT_ONCE)
     try:
@@ -126,6 +125,8 @@ class _Incoming:
 
 
 def _prepare(destination: Path) -> Path:
+    if destination.exists() and not destination.is_dir():
+        raise ClientException(f"{destination} is not a folder.")
     with _named(destination):
         destination.mkdir(parents=True, exist_ok=True)
         return destination.resolve(strict=True)

@@ -96,6 +96,21 @@ class LsLine(Struct, frozen=True):
     link_target: str | None = None
 
 
+class ValueSpec(Struct, frozen=True):
+    """The values a parameter of a hyperparameter search takes."""
+
+    values: list[Any]
+
+
+class RangeSpec(Struct, frozen=True):
+    """The range a parameter of a hyperparameter search is drawn from."""
+
+    min: float
+    max: float
+    scaling: str = "linear"
+    type: str = "float"
+
+
 class User(Struct, frozen=True):
     """Who launched a run."""
 

@@ -1,7 +1,9 @@
 """The keywords of `runs.new`, and the request they make."""
 
 import difflib
-from collections.abc import Mapping
+import math
+import operator
+from collections.abc import Collection, Mapping
 from typing import Any, Final, Required, TypedDict
 
 import msgspec
@@ -24,7 +26,7 @@ class RunOptions(TypedDict, total=False):
     description: str | None
     envvars: Mapping[str, str] | None
     attached_resources: Mapping[str, str] | None
-    labels: list[str] | tuple[str, ...] | None
+    labels: Collection[str] | None
     cwd: str | None
     timeout: float | None
     grace_seconds: float | None
@@ -86,7 +88,8 @@ def run_request(
 
     Raises:
         TypeError: an unknown keyword (the nearest one is suggested), no command, a wrong type.
-        BadRequest: a keyword of Spell's that this version cannot serve yet.
+        BadRequest: a keyword of Spell's that this version cannot serve yet, a number that is not
+            finite, a text that is not UTF-8.
     """
     for name, value in options.items():
         if name not in _NAMES:
@@ -101,9 +104,44 @@ def run_request(
     if workflow_id is not None:
         given.setdefault("workflow_id", workflow_id)
     try:
-        return msgspec.convert(given, RunRequest)
+        request = msgspec.convert(given, RunRequest)
     except msgspec.ValidationError as error:
         raise TypeError(f"{caller}(): {_in_our_words(str(error))}") from None
+    _check_values(request)
+    return request
+
+
+def whole_number(value: object, what: str) -> int:
+    """`value` as the int it is, NumPy's whole numbers included; `what` names it in the error.
+
+    Raises:
+        TypeError: not a whole number; True and False are none.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what} has to be a whole number, not {value!r}.")
+    return operator.index(value)
+
+
+def label_names(labels: Collection[str], what: str) -> Collection[str]:
+    """`labels`, unless they are a single text: its letters are not what is meant.
+
+    Raises:
+        TypeError: a text.
+    """
+    if isinstance(labels, str | bytes):
+        raise TypeError(f"{what}: labels has to be a list of texts, such as [{labels!r}].")
+    return labels
+
+
+def _check_values(request: RunRequest) -> None:
+    for name, field in _FIELDS.items():
+        value = getattr(request, field)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise bad_request(f"{name} has to be a finite number, not {value}.")
+        try:
+            msgspec.json.encode(value)
+        except UnicodeEncodeError as error:
+            raise bad_request(f"{name} is not valid UTF-8: {error.object!a}.") from None
 
 
 def _unexpected(name: str, caller: str) -> str:

@@ -67,14 +67,15 @@ class Portal:
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run `last`, cancel all that is still under way, and end the thread.
 
-        Waits for that for at most 5 s. Does nothing the second time, or in a forked process.
+        Waits for that for at most 5 s, but not in a thread whose own loop is running, which it
+        would hold up. Does nothing the second time, or in a forked process.
         """
         with self._lock:
             if self._closed or self._pid != os.getpid():
                 return
             self._closed = True
             asyncio.run_coroutine_threadsafe(self._finish(last), self._loop)
-        if threading.current_thread() is not self._thread:
+        if asyncio._get_running_loop() is None:
             self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,7 +11,7 @@ from spellq_sdk.downloads import download
 from spellq_sdk.exceptions import ClientException, WaitError, bad_request
 from spellq_sdk.gateway import Gateway
 from spellq_sdk.models import LogEntry, RunFields, log_entry
-from spellq_sdk.options import RunOptions, run_request
+from spellq_sdk.options import RunOptions, label_names, run_request, whole_number
 from spellq_sdk.statuses import Constants, parse_statuses
 
 NO_METRICS = "Metrics are not available in this version of spellq yet."
@@ -103,7 +103,8 @@ class Run(RunFields):
         destination, and every file's hash is checked.
         """
         resource = f"runs/{self.id}/{source_path}".rstrip("/")
-        await download(self._gateway, resource, Path(destination_directory or "."))
+        tree = await self._gateway.tree(resource)
+        await download(self._gateway, tree, Path(destination_directory or "."))
 
 
 Runs = list[Run]
@@ -145,22 +146,33 @@ class RunsService(Constants):
         """The run of that number.
 
         Raises:
+            TypeError: not a whole number.
             ClientException: there is none (`response.status_code` is 404).
         """
-        return Run(self._gateway, await self._gateway.run(run_id))
+        number = whole_number(run_id, "run_id")
+        return Run(self._gateway, await self._gateway.run(number))
 
     async def list(
         self,
         number: int = 50,
         project: str | None = None,
         show_uncategorized: bool = False,
-        labels: Sequence[str] = (),
+        labels: Collection[str] = (),
         *,
         workflow: int | None = None,
         live: bool = False,
     ) -> Runs:
-        """The newest runs, newest first: those with any of `labels`, of a workflow, not final."""
+        """The newest runs, newest first: those with any of `labels`, of a workflow, not final.
+
+        Raises:
+            TypeError: `number` or `workflow` is no whole number, or `labels` a single text.
+        """
         if project or show_uncategorized:
             raise bad_request(NO_PROJECTS)
-        views = await self._gateway.runs(number, labels=labels, workflow=workflow, live=live)
+        views = await self._gateway.runs(
+            whole_number(number, "number"),
+            labels=tuple(label_names(labels, "runs.list()")),
+            workflow=None if workflow is None else whole_number(workflow, "workflow"),
+            live=live,
+        )
         return [Run(self._gateway, view) for view in views]

@@ -7,6 +7,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from spellq.runs import parse_number
 from spellq_sdk.exceptions import ClientException
 
 _PAIRS: Final = (("SPELLQ_URL", "SPELLQ_TOKEN"), ("SPELL_BASE_URL", "SPELL_TOKEN"))
@@ -75,10 +76,10 @@ def _workflow_id(env: Mapping[str, str]) -> int | None:
     text = env.get("SPELL_WORKFLOW_ID")
     if not text:
         return None
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ClientException(f"Invalid environment workflow ID: {text}", None, error) from error
+    number = parse_number(text)
+    if not number:
+        raise ClientException(f"Invalid environment workflow ID: {text}")
+    return number
 
 
 def _left_over_owner(env: Mapping[str, str]) -> str | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
+import anyio.to_thread
 from msgspec import Struct
 
 from spellq.trees import Tree, TreeEntry, link_stays_inside, make_tree
@@ -27,6 +28,12 @@ IGNORE_FILE: Final = ".spellqignore"
 
 HASHES_A_QUESTION: Final = 10_000
 FILES_AT_ONCE: Final = 8
+SMALL_BYTES: Final = 64 << 10
+"""Files of up to so many bytes are sent in batches."""
+
+BATCH_FILES: Final = 500
+BATCH_BYTES: Final = 8 << 20
+BATCHES_AT_ONCE: Final = 4
 
 _GITLINK: Final = "160000"
 _HASHING_THREADS: Final = min(8, (os.cpu_count() or 1) * 2)
@@ -38,7 +45,10 @@ class SnapshotError(Exception):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """The files of `root` as they were, with where the content of each can be read."""
+    """The files of `root` as they were, with where the content of each can be read.
+
+    `plain` tells that `root` is a folder outside git, of which nearly everything is included.
+    """
 
     tree: Tree
     files: dict[str, Path]
@@ -49,6 +59,7 @@ class Snapshot(Struct, frozen=True, kw_only=True):
     description: str = ""
     dirty: bool = False
     untracked: int = 0
+    plain: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -72,8 +83,14 @@ def take_snapshot(
         raise SnapshotError(
             "The whole file system is no project. Go to the folder of your project."
         )
+    if root is None and folder == Path.home().resolve():
+        raise SnapshotError(
+            f"{folder} is your home folder. Go to the folder of your project, "
+            "or run git init there."
+        )
     warnings: list[str] = []
     commit, subject, dirty, others = "", "", False, frozenset[str]()
+    plain = root is None
     if root is None:
         root = folder
         names: Iterable[str] = _walk(root)
@@ -103,6 +120,7 @@ def take_snapshot(
         description=subject,
         dirty=dirty,
         untracked=len(others & present),
+        plain=plain,
         warnings=tuple(warnings),
     )
 
@@ -114,6 +132,15 @@ def human_size(size: float) -> str:
             return f"{size:.1f}".removesuffix(".0") + f" {unit}"
         size /= 1024
     raise AssertionError
+
+
+def _shown(name: str | bytes) -> str:
+    """A name as it can be shown: what is not UTF-8, or not printable, as `\\xe9`."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
 
 
 # Git
@@ -131,7 +158,7 @@ def _git(root: Path, *arguments: str) -> bytes:
             f"{root} is a git repository, but git is missing. Install it."
         ) from None
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
+        said = " ".join(done.stderr.decode(errors="replace").split()).removeprefix("fatal: ")
         raise SnapshotError(f"git {arguments[0]} failed: {said}")
     return done.stdout
 
@@ -166,7 +193,7 @@ def _tracked(root: Path, warnings: list[str]) -> Iterator[str]:
         if name is None:
             continue
         if facts.startswith(_GITLINK.encode()):
-            warnings.append(f"The submodule {name} is left out.")
+            warnings.append(f"The submodule {_shown(name)} is left out.")
         else:
             yield name
 
@@ -177,7 +204,7 @@ def _untracked(root: Path, warnings: list[str]) -> Iterator[str]:
         if name is None:
             continue
         if name.endswith("/"):
-            warnings.append(f"{name} is a git repository of its own and is left out.")
+            warnings.append(f"{_shown(name)} is a git repository of its own and is left out.")
         else:
             yield name
 
@@ -186,7 +213,7 @@ def _text(raw: bytes, warnings: list[str]) -> str | None:
     try:
         return raw.decode()
     except UnicodeDecodeError:
-        warnings.append(f"{raw!r} is left out: its name is not UTF-8.")
+        warnings.append(f"{_shown(raw)} is left out: its name is not UTF-8.")
         return None
 
 
@@ -229,16 +256,21 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _ignore_rules(root: Path) -> "pathspec.GitIgnoreSpec | None":
+    place = root / IGNORE_FILE
     try:
-        lines = (root / IGNORE_FILE).read_text().splitlines()
+        lines = place.read_text("utf-8").splitlines()
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise SnapshotError(f"{place} is not UTF-8. Save it as that.") from error
+    except OSError as error:
+        raise SnapshotError(f"{place} cannot be read: {error.strerror}.") from error
     import pathspec
 
     try:
         return pathspec.GitIgnoreSpec.from_lines(lines)
     except ValueError as error:
-        raise SnapshotError(f"{IGNORE_FILE} cannot be read: {error}.") from error
+        raise SnapshotError(f"{place} cannot be read: {error}.") from error
 
 
 # Content
@@ -255,22 +287,24 @@ def _sort_out(
         try:
             name.encode()
             found = os.lstat(path)
+            target = os.readlink(path) if stat.S_ISLNK(found.st_mode) else ""
         except UnicodeEncodeError:
-            warnings.append(f"{os.fsencode(name)!r} is left out: its name is not UTF-8.")
+            warnings.append(f"{_shown(name)} is left out: its name is not UTF-8.")
         except (FileNotFoundError, NotADirectoryError):
             continue  # deleted, but not yet for git
         else:
             if stat.S_ISREG(found.st_mode):
                 files[name] = found.st_size
             elif stat.S_ISLNK(found.st_mode):
-                target = os.readlink(path)
                 if link_stays_inside(name, target):
                     links.append(TreeEntry(path=name, link=target))
                 else:
-                    warnings.append(f"The link {name} is left out: it leads to {target!a}.")
+                    warnings.append(
+                        f"The link {_shown(name)} is left out: it leads to '{_shown(target)}'."
+                    )
             elif not stat.S_ISDIR(found.st_mode):
                 warnings.append(
-                    f"{name} is left out: it is neither a file nor a folder nor a link."
+                    f"{_shown(name)} is left out: it is neither a file nor a folder nor a link."
                 )
     return links, files
 
@@ -279,7 +313,7 @@ def _check_size(root: Path, files: dict[str, int], limit: int) -> None:
     total = sum(files.values())
     if total <= limit:
         return
-    largest = ", ".join(f"{name} ({human_size(size)})" for name, size in _largest(files))
+    largest = ", ".join(f"{_shown(name)} ({human_size(size)})" for name, size in _largest(files))
     raise SnapshotError(
         f"The code in {root} has {human_size(total)}; the limit is {human_size(limit)}. "
         f"The largest entries: {largest}. Name what runs do not need in {IGNORE_FILE} "
@@ -353,6 +387,10 @@ class Storage(Protocol):
         """Store a file's content under its hash; a BadRequest where it has another one."""
         ...
 
+    async def upload_batch(self, contents: Sequence[bytes]) -> list[str]:
+        """Store small contents, at most 1,000 and 8 MiB in all; gives their hashes, in order."""
+        ...
+
     async def create_tree(self, tree: Tree) -> str:
         """Store a tree whose contents are stored, and give its id."""
         ...
@@ -361,9 +399,9 @@ class Storage(Protocol):
 async def upload(
     snapshot: Snapshot, storage: Storage, progress: Callable[[int, int], None] | None = None
 ) -> str:
-    """Send what `storage` lacks of a snapshot, at most 8 files at once; gives the tree's id.
+    """Send what `storage` lacks of a snapshot; gives the tree's id.
 
-    `progress` is told how many of how many missing files have been sent.
+    Small files travel together, large ones each for itself. `progress` is told how many of how many missing files have been sent.
 
     Raises:
         SnapshotError: a file changed after the snapshot was taken, or is gone.
@@ -373,30 +411,83 @@ async def upload(
     missing: list[str] = []
     for at in range(0, len(hashes), HASHES_A_QUESTION):
         missing += await storage.missing(hashes[at : at + HASHES_A_QUESTION])
-    waiting = iter(missing)
+    small, large = _batches(snapshot, missing)
+    batches, files = iter(small), iter(large)
     done = 0
 
-    async def send_some() -> None:
+    def sent(count: int) -> None:
         nonlocal done
-        for sha256 in waiting:
+        done += count
+        if progress:
+            progress(done, len(missing))
+
+    async def send_batches() -> None:
+        for batch in batches:
+            await _send_batch(storage, {sha256: snapshot.files[sha256] for sha256 in batch})
+            sent(len(batch))
+
+    async def send_files() -> None:
+        for sha256 in files:
             await _send(storage, sha256, snapshot.files[sha256])
-            done += 1
-            if progress:
-                progress(done, len(missing))
+            sent(1)
 
     try:
         async with anyio.create_task_group() as tasks:
-            for _ in range(min(FILES_AT_ONCE, len(missing))):
-                tasks.start_soon(send_some)
+            for _ in range(min(BATCHES_AT_ONCE, len(small))):
+                tasks.start_soon(send_batches)
+            for _ in range(min(FILES_AT_ONCE, len(large))):
+                tasks.start_soon(send_files)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return await storage.create_tree(snapshot.tree)
 
 
+def _batches(snapshot: Snapshot, missing: Iterable[str]) -> tuple[list[list[str]], list[str]]:
+    """The hashes of small files in batches, and those of large ones."""
+    sizes = {entry.sha256: entry.size for entry in snapshot.tree.entries}
+    small: list[list[str]] = []
+    large: list[str] = []
+    room = 0
+    for sha256 in missing:
+        size = sizes[sha256]
+        if size > SMALL_BYTES:
+            large.append(sha256)
+            continue
+        if not small or size > room or len(small[-1]) == BATCH_FILES:
+            small.append([])
+            room = BATCH_BYTES
+        small[-1].append(sha256)
+        room -= size
+    return small, large
+
+
+async def _send_batch(storage: Storage, files: dict[str, Path]) -> None:
+    contents = await anyio.to_thread.run_sync(lambda: [_content(file) for file in files.values()])
+    stored = await storage.upload_batch(contents)
+    for place, (sha256, file) in enumerate(files.items()):
+        if stored[place : place + 1] != [sha256]:
+            raise _changed(file)
+
+
+def _content(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            content = opened.read(SMALL_BYTES + 1)
+    except OSError as error:
+        raise _changed(file) from error
+    if len(content) > SMALL_BYTES:
+        raise _changed(file)
+    return content
+
+
 async def _send(storage: Storage, sha256: str, file: Path) -> None:
     try:
         await storage.upload(sha256, file)
-    except (BadRequest, FileNotFoundError) as error:
-        raise SnapshotError(
-            f"{file} changed while the code was being sent. Try again once nothing writes there."
-        ) from error
+    except (BadRequest, OSError) as error:
+        raise _changed(file) from error
+
+
+def _changed(file: Path) -> SnapshotError:
+    return SnapshotError(
+        f"{file} changed while the code was being sent. Try again once nothing writes there."
+    )

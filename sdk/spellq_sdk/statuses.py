@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Final
 
+from spellq.events import EventType
 from spellq.runs import FINAL, Status
 from spellq_sdk.exceptions import bad_request
 
@@ -46,6 +47,19 @@ def parse_statuses(words: tuple[str, ...], what: str = "wait_status") -> tuple[S
     if not words:
         raise bad_request(f"{what} needs at least one status.")
     return tuple(_parse(word, what) for word in words)
+
+
+def parse_types(words: tuple[str, ...]) -> frozenset[str]:
+    """The types of events that `words` name.
+
+    Raises:
+        BadRequest: one that is none; the message names those there are.
+    """
+    known = [kind.value for kind in EventType]
+    for word in words:
+        if word not in known:
+            raise bad_request(f"Unknown type {word!r}. The types are: {', '.join(known)}.")
+    return frozenset(words)
 
 
 def _parse(word: str, what: str) -> Status:

@@ -5,10 +5,13 @@ aiohttp is imported when the first request is made.
 
 import asyncio
 import contextlib
+import io
+import os
 import socket
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+import weakref
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -17,7 +20,13 @@ import msgspec
 from spellq.wire import IDEMPOTENCY_HEADER, ErrorReply
 from spellq_sdk.backoff import backoff
 from spellq_sdk.doors import Address, Door
-from spellq_sdk.exceptions import ClientException, JsonDecodeError, ServerError, exception_for
+from spellq_sdk.exceptions import (
+    ClientException,
+    JsonDecodeError,
+    ServerError,
+    bad_request,
+    exception_for,
+)
 
 if TYPE_CHECKING:
     import aiohttp
@@ -26,6 +35,9 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS: Final = 10.0
 """How long a request is tried again while the gateway cannot be reached."""
+
+AWAY_SECONDS: Final = 1.0
+"""How long the gateway is away before `on_away` is called."""
 
 CONNECT_SECONDS: Final = 5.0
 REPLY_SECONDS: Final = 60.0
@@ -40,6 +52,8 @@ MESSAGE_BYTES: Final = 64 << 20
 _TRY_AGAIN: Final = (502, 503, 504)
 _AWAY: Final = {502: "bad gateway", 503: "unavailable", 504: "timed out"}
 
+_JSON: Final = "application/json"
+
 Query = Sequence[tuple[str, str]]
 
 
@@ -48,15 +62,23 @@ class ConnectionLost(ClientException):
 
 
 class Transport:
-    """All a client's traffic with one gateway. Belongs to one event loop."""
+    """All a client's traffic with one gateway. Belongs to one event loop.
+
+    `on_away` is called with the URL once the gateway could not be reached for a second, and again
+    only after it was reached.
+    """
 
     def __init__(self, door: Door) -> None:
+        self.on_away: Callable[[str], None] | None = None
         self._door = door
         self._address: Address | None = None
         self._finding = asyncio.Lock()
         self._at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
+        self._away_since: float | None = None
+        self._told_away = False
+        _transports.add(self)
 
     async def address(self, failed: Address | None = None) -> Address:
         """Where the gateway is; `failed` is where it was looked for in vain.
@@ -82,23 +104,19 @@ class Transport:
         Raises:
             ClientException: refused (see exceptions), or the gateway could not be reached.
         """
-        data = None if body is None else msgspec.json.encode(body)
-        answer = await self._send(method, path, data, query=query, kind="application/json")
-        try:
-            return msgspec.json.decode(answer, type=reply)
-        except msgspec.DecodeError as error:
-            raise JsonDecodeError(
-                f"The answer to {method} {path} could not be read: {error}", None, error
-            ) from error
+        with _text():
+            data = None if body is None else msgspec.json.encode(body)
+        answer = await self._send(method, path, data, query=query, kind=_JSON)
+        return self._decoded(answer, f"{method} {path}", reply)
 
     async def upload(self, path: str, source: bytes | Path) -> bytes:
         """PUT bytes, or a file in pieces. Repeated like any request."""
         return await self._send("PUT", path, source, kind="application/octet-stream")
 
-    async def post_bytes(self, path: str, data: bytes, *, reply: type[T]) -> T:
-        """POST bytes that are JSON already."""
-        answer = await self._send("POST", path, data, kind="application/json")
-        return msgspec.json.decode(answer, type=reply)
+    async def post_bytes(self, path: str, data: bytes, *, reply: type[T], kind: str = _JSON) -> T:
+        """POST bytes as they are and read a `reply`. Repeated, and refused, like any request."""
+        answer = await self._send("POST", path, data, kind=kind)
+        return self._decoded(answer, f"POST {path}", reply)
 
     async def stream(self, path: str, query: Query = ()) -> AsyncGenerator[bytes, None]:
         """GET a body of any length in pieces of up to 1 MiB. One try; no limit in time.
@@ -144,6 +162,7 @@ class Transport:
         import aiohttp
 
         address = await self.address(failed)
+        began = time.monotonic()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 websocket = await self._get_session().ws_connect(
@@ -155,10 +174,17 @@ class Transport:
                 )
         except aiohttp.WSServerHandshakeError as error:
             if error.status >= 500:
-                raise Unreachable(address, error) from error
-            raise exception_for(error.status, error.message) from error
+                raise self._unreachable(address, error, began) from error
+            if error.status in (401, 403):
+                raise exception_for(error.status, error.message) from error
+            raise _no_gateway(address, error) from error
+        except aiohttp.ClientSSLError as error:
+            raise ClientException(f"Cannot use {address.url}: {error}", None, error) from error
         except (aiohttp.ClientConnectionError, TimeoutError, OSError) as error:
-            raise Unreachable(address, error) from error
+            raise self._unreachable(address, error, began) from error
+        except aiohttp.ClientError as error:
+            raise _no_gateway(address, error) from error
+        self._reached()
         return Connection(address, websocket)
 
     async def aclose(self) -> None:
@@ -202,7 +228,8 @@ class Transport:
         reply_seconds = None if isinstance(data, Path) else REPLY_SECONDS
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=reply_seconds)
         with contextlib.ExitStack() as stack:
-            body: Any = data
+            # aiohttp warns of long bytes, not of a file in memory.
+            body: Any = io.BytesIO(data) if isinstance(data, bytes) else data
             if isinstance(data, Path):
                 body = stack.enter_context(await asyncio.to_thread(data.open, "rb"))
             async with self._open(
@@ -225,6 +252,11 @@ class Transport:
     ) -> AsyncGenerator["aiohttp.ClientResponse", None]:
         import aiohttp
 
+        began = time.monotonic()
+        with _text():
+            path.encode()
+            for pair in query:
+                "".join(pair).encode()
         try:
             async with self._get_session().request(
                 method,
@@ -235,11 +267,12 @@ class Transport:
                 timeout=timeout or aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS),
                 allow_redirects=False,
             ) as response:
+                self._reached()
                 yield response
         except (aiohttp.InvalidURL, aiohttp.ClientSSLError) as error:
             raise ClientException(f"Cannot use {address.url}: {error}", None, error) from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unreachable(address, error) from error
+            raise self._unreachable(address, error, began) from error
 
     def _get_session(self) -> "aiohttp.ClientSession":
         import aiohttp
@@ -251,13 +284,56 @@ class Transport:
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_SECONDS),
                 timeout=aiohttp.ClientTimeout(total=None),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_stay_here()],
             )
         return self._session
+
+    def _decoded(self, answer: bytes, question: str, reply: type[T]) -> T:
+        try:
+            return msgspec.json.decode(answer, type=reply)
+        except msgspec.DecodeError as error:
+            url = self._address.url if self._address else "the gateway"
+            raise JsonDecodeError(
+                f"The answer of {url} to {question} could not be read: {error}. "
+                "Is this a spellq gateway?",
+                None,
+                error,
+            ) from error
+
+    def _unreachable(self, address: Address, error: Exception, began: float) -> "Unreachable":
+        self._away_since = began if self._away_since is None else self._away_since
+        away = time.monotonic() - self._away_since
+        if self.on_away and not self._told_away and away >= AWAY_SECONDS:
+            self._told_away = True
+            self.on_away(address.url)
+        return Unreachable(address, error)
+
+    def _reached(self) -> None:
+        self._away_since, self._told_away = None, False
+
+    def _leave_to_the_parent(self) -> None:
+        """After a fork: drop the session without touching its sockets or its loop's epoll."""
+        if self._session is not None:
+            connector = self._session.connector
+            self._session.detach()
+            if connector is not None:
+                connector._closed = True  # else it closes in __del__ what the parent still uses
 
     async def _forget(self, address: Address) -> None:
         async with self._finding:
             if self._address is address:
                 self._address = None
+
+
+_transports: "weakref.WeakSet[Transport]" = weakref.WeakSet()
+
+
+def _in_the_child() -> None:
+    for transport in list(_transports):
+        transport._leave_to_the_parent()
+
+
+os.register_at_fork(after_in_child=_in_the_child)
 
 
 class Unreachable(ConnectionLost):
@@ -302,6 +378,37 @@ def _is_away(error: ClientException) -> bool:
     )
 
 
+def _no_gateway(address: Address, error: Exception) -> ClientException:
+    return ClientException(
+        f"{address.url} does not open the connection for events: {error}. "
+        "Is this a spellq gateway?",
+        None,
+        error,
+    )
+
+
+def _stay_here() -> "aiohttp.TraceConfig":
+    """A gateway redirects nobody; and whoever follows shows the token to somebody else."""
+    import aiohttp
+
+    async def refuse(_session: Any, _context: Any, found: Any) -> None:
+        where = found.response.headers.get("Location", "somewhere else")
+        raise aiohttp.ClientPayloadError(f"it redirects to {where}")
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_redirect.append(refuse)
+    return tracing
+
+
+@contextlib.contextmanager
+def _text() -> Iterator[None]:
+    """What is sent is UTF-8; what cannot be is refused as the gateway would."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        raise bad_request(f"{error.object!a} cannot be sent: it is not valid UTF-8.") from None
+
+
 def _headers(address: Address) -> dict[str, str]:
     return {"Authorization": f"Bearer {address.token}"}
 
@@ -316,7 +423,11 @@ async def _check(response: "aiohttp.ClientResponse") -> None:
         said = (
             text.strip()[:200] or response.reason or _AWAY.get(response.status, "no reason given")
         )
-        message = f"{response.method} {response.url.path} was answered {response.status}: {said}"
+        origin = response.url.origin()
+        message = (
+            f"{origin} answered {response.method} {response.url.path} with {response.status}: "
+            f"{said}. Is this a spellq gateway?"
+        )
     raise exception_for(response.status, message)
 
 

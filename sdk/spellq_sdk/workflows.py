@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 from spellq.wire import WorkflowView
 from spellq_sdk.gateway import Gateway
-from spellq_sdk.options import RunOptions, run_request
+from spellq_sdk.options import RunOptions, run_request, whole_number
 from spellq_sdk.runs import Run
 
 
@@ -56,6 +56,8 @@ class WorkflowsService:
         """The workflow of that number.
 
         Raises:
+            TypeError: not a whole number.
             ClientException: there is none (`response.status_code` is 404).
         """
-        return Workflow(self._gateway, await self._gateway.workflow(workflow_id))
+        number = whole_number(workflow_id, "workflow_id")
+        return Workflow(self._gateway, await self._gateway.workflow(number))

@@ -5,9 +5,13 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from spellq.cli.app import run
+    try:
+        from spellq.cli.app import run
 
-    sys.exit(run(sys.argv[1:], sys.argv[0]))
+        code = run(sys.argv[1:], sys.argv[0])
+    except KeyboardInterrupt:  # while something was being imported
+        code = 130
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -28,17 +28,18 @@ def execute(command: Callable[[], Awaitable[_Result]]) -> _Result:
 
 
 @asynccontextmanager
-async def connected(*, quiet: bool = True) -> "AsyncIterator[AsyncClient]":
-    """A client. With no server configured the local daemon is found, or started and told of.
+async def connected() -> "AsyncIterator[AsyncClient]":
+    """A client. With no server configured the local daemon is found, or started.
 
-    `quiet` keeps stdout for what was asked for.
+    That, and a gateway that cannot be reached, is told of on stderr.
     """
     from spellq_sdk import AsyncClient
 
-    def announce() -> None:
-        words_screen(quiet).line("✨ Starting spellq on this machine…")
-
-    async with AsyncClient.from_environment(announce=announce) as client:
+    client = AsyncClient.from_environment(
+        announce=lambda: errors().line("✨ Starting spellq on this machine…")
+    )
+    client.gateway.transport.on_away = lambda url: errors().line(f"✨ Trying to reach {url}…")
+    async with client:
         yield client
 
 

@@ -6,6 +6,7 @@ import click
 
 from spellq.cli.connection import connected, execute, program
 from spellq.cli.errors import CliError
+from spellq.cli.options import RUN_NUMBER
 from spellq.cli.screen import output
 from spellq.runs import FINAL
 from spellq.wire import RunReply
@@ -13,7 +14,7 @@ from spellq.wire import RunReply
 Verb = Literal["stop", "kill"]
 
 _numbers = click.argument(
-    "numbers", metavar="RUN...", nargs=-1, required=True, type=click.IntRange(min=1)
+    "numbers", metavar="RUN...", nargs=-1, required=True, type=RUN_NUMBER
 )
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
 _NOT_FOUND: Final = 404
@@ -36,7 +37,7 @@ def kill(numbers: tuple[int, ...], quiet: bool) -> None:
 
 
 @click.command(epilog="Example: spellq label 12 nightly")
-@click.argument("number", metavar="RUN", type=click.IntRange(min=1))
+@click.argument("number", metavar="RUN", type=RUN_NUMBER)
 @click.argument("name", metavar="LABEL")
 @click.option("--remove", is_flag=True, help="Take the label off.")
 def label(number: int, name: str, remove: bool) -> None:

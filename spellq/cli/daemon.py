@@ -66,13 +66,16 @@ def up(machine_types: str | None, port: int | None, foreground: bool) -> None:
 
 
 @click.command(epilog="Example: spellq down --stop")
-@click.option("--stop", "how", flag_value="stop", help="Stop runs first; outputs are saved.")
-@click.option("--kill", "how", flag_value="kill", help="Kill runs first; outputs are lost.")
-def down(how: str | None) -> None:
+@click.option("--stop", is_flag=True, help="Stop runs first; outputs are saved.")
+@click.option("--kill", is_flag=True, help="Kill runs first; outputs are lost.")
+def down(stop: bool, kill: bool) -> None:
     """End spellq on this machine. While runs are under way it needs --stop or --kill."""
     from spellq_sdk.daemon import find_daemon, stop_daemon
     from spellq_sdk.settings import spellq_home
 
+    if stop and kill:
+        raise click.UsageError("--stop and --kill exclude each other")
+    how = "stop" if stop else "kill" if kill else None
     home = spellq_home()
     found = find_daemon(home)
     if found is None:
@@ -181,11 +184,13 @@ async def _end_runs(found: "LocalDaemon", how: str | None, name: str) -> None:
 
 def _under_way(live: "list[RunView]", name: str) -> str:
     numbers = [str(run.id) for run in reversed(live)]
+    them, their = ("it", "its") if len(numbers) == 1 else ("them", "their")
     some = "1 run is" if len(numbers) == 1 else f"{len(numbers)} runs are"
     shown = ", ".join(numbers[:20]) + (", …" if len(numbers) > 20 else "")
     return (
         f"{some} under way: {shown}. "
-        f"'{name} down --stop' stops them and keeps their outputs, '{name} down --kill' does not."
+        f"'{name} down --stop' stops {them} and keeps {their} outputs, "
+        f"'{name} down --kill' does not."
     )
 
 

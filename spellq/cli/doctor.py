@@ -21,8 +21,6 @@ from spellq.version import __version__
 
 _LEAST_PYTHON: Final = (3, 11)
 _LEAST_DISK_BYTES: Final = 1 << 30
-_DEFAULT_PORT: Final = 7735
-_PACKAGES: Final = ("litestar", "uvicorn", "asyncinotify", "cryptography")
 _INSTALL: Final = 'Install them: pip install "spellq[all]"'
 
 
@@ -86,7 +84,9 @@ def _git() -> Check:
 
 
 def _packages() -> Check:
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    from spellq_sdk.daemon import SERVER_PACKAGES
+
+    missing = [name for name in SERVER_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         return Check("Packages", False, f"{', '.join(missing)} missing.", _INSTALL)
     return Check("Packages", True, "all there")
@@ -148,10 +148,12 @@ def _daemon(home: Path) -> Iterator[Check]:
 
 
 def _port() -> Check:
+    from spellq.settings import DEFAULT_PORT
+
     asked = os.environ.get("SPELLQ_PORT")
     if asked is not None and not (asked.isdigit() and int(asked) < 65536):
         return Check("Port", False, f"SPELLQ_PORT is {asked!r}.", "Set it to a number below 65536.")
-    port = int(asked or _DEFAULT_PORT)
+    port = int(asked or DEFAULT_PORT)
     with socket.socket() as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -68,5 +68,4 @@ def _is_of_the_sdk(error: BaseException) -> bool:
 _OF_THE_SDK: Final = {
     "spellq_sdk.exceptions": ("ClientException",),
     "spellq_sdk.snapshot": ("SnapshotError",),
-    "spellq_sdk.daemon": ("DaemonError",),
 }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 from spellq.cli.connection import connected, execute, print_json
-from spellq.cli.options import output_option
+from spellq.cli.options import RUN_NUMBER, WORKFLOW_NUMBER, output_option
 from spellq.cli.screen import harmless, output
 from spellq.cli.tables import one_line
 from spellq.events import EventType
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     "--run",
     "runs",
     multiple=True,
-    type=click.IntRange(min=1),
+    type=RUN_NUMBER,
     metavar="RUN",
     help="Only of the run; repeatable.",
 )
 @click.option(
     "--workflow",
-    type=click.IntRange(min=1),
+    type=WORKFLOW_NUMBER,
     metavar="WORKFLOW",
     help="Only of the workflow's runs.",
 )
@@ -61,6 +61,10 @@ def events(
 
     async def follow() -> None:
         async with connected() as client:
+            for run in runs:
+                await client.gateway.run(run)
+            if workflow is not None:
+                await client.gateway.workflow(workflow)
             matching = client.events(
                 runs=runs or None,
                 workflow=workflow,

@@ -1,5 +1,6 @@
 """`spellq ls` and `cp`: what runs have saved."""
 
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,36 +68,35 @@ def cp(source: str, folder: Path, force: bool, interactive: bool) -> None:
             CONFIGURATION,
         )
     ask = interactive or (not force and output().terminal)
-    copied, skipped = execute(lambda: _copy(source.rstrip("/"), folder, ask=ask))
+    found = execute(lambda: _tree(source.rstrip("/")))
+    chosen = _choose(found, folder) if ask else found
+    execute(lambda: _fetch(chosen, folder))
     if output().terminal:
+        copied, skipped = len(chosen.entries), len(found.entries) - len(chosen.entries)
         some = "1 file" if copied == 1 else f"{copied} files"
         also = f" Skipped {skipped} file{'' if skipped == 1 else 's'}." if skipped else ""
         output().line(f"✔ Copied {some}.{also}")
 
 
-async def _copy(source: str, folder: Path, *, ask: bool) -> tuple[int, int]:
+async def _tree(source: str) -> "Tree":
+    async with connected() as client:
+        return await client.gateway.tree(source)
+
+
+async def _fetch(tree: "Tree", folder: Path) -> None:
     from spellq_sdk.downloads import download
-    from spellq_sdk.gateway import Gateway
-
-    class Chosen(Gateway):
-        """The gateway, when it is asked for the files that were chosen."""
-
-        async def tree(self, resource: str) -> "Tree":
-            return chosen
 
     async with connected() as client:
-        found = await client.gateway.tree(source)
-        chosen = _choose(found, folder) if ask else found
-        await download(Chosen(client.gateway.transport), source, folder)
-    return len(chosen.entries), len(found.entries) - len(chosen.entries)
+        await download(client.gateway, tree, folder)
 
 
 def _choose(tree: "Tree", folder: Path) -> "Tree":
+    """Ask about what is there already. Not while a loop runs, so that ^C is obeyed."""
     from spellq.trees import make_tree
 
     return make_tree(
         entry
         for entry in tree.entries
-        if not (folder / entry.path).exists()
+        if not os.path.lexists(folder / entry.path)
         or click.confirm(f"Overwrite {folder / entry.path}?", err=True)
     )

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import click
 
 from spellq.cli.connection import connected, execute, print_json
-from spellq.cli.options import output_option
+from spellq.cli.options import RUN_NUMBER, output_option
 from spellq.cli.screen import harmless, output
 from spellq.cli.tables import one_line, table
 from spellq.cli.times import duration, stamp
@@ -14,7 +14,7 @@ from spellq.wire import RunView
 
 
 @click.command(epilog="Example: spellq info 12")
-@click.argument("number", metavar="RUN", type=click.IntRange(min=1))
+@click.argument("number", metavar="RUN", type=RUN_NUMBER)
 @output_option
 def info(number: int, as_json: bool) -> None:
     """Show a run: what was asked for, where it is, and how it ended."""
@@ -27,7 +27,7 @@ def info(number: int, as_json: bool) -> None:
     if as_json:
         print_json(run)
         return
-    for line in table(facts(run, datetime.now(UTC))):
+    for line in table(facts(run, datetime.now(UTC)), output().cell):
         output().line(line)
 
 

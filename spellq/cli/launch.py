@@ -29,7 +29,6 @@ def run(
     timeout: float | None,
     grace: float | None,
     background: bool,
-    force: bool,
     verbose: bool,
     no_untracked: bool,
     as_json: bool,
@@ -53,7 +52,7 @@ def run(
     launched: list[int] = []
 
     async def launch() -> int:
-        async with connected(quiet=as_json) as client:
+        async with connected() as client:
             options.update(code_options(snapshot, description))
             options["snapshot"] = await ship(client, snapshot, quiet=as_json)
             new = await client.runs.new(**options)

@@ -4,11 +4,12 @@ import click
 
 from spellq.cli.connection import connected, execute, program
 from spellq.cli.following import say_logs_again, show_log
+from spellq.cli.options import RUN_NUMBER
 from spellq.cli.screen import output
 
 
 @click.command(epilog="Example: spellq logs -f 12")
-@click.argument("number", metavar="RUN", type=click.IntRange(min=1))
+@click.argument("number", metavar="RUN", type=RUN_NUMBER)
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run has ended.")
 @click.option(
     "-n", "--tail", type=click.IntRange(min=0), metavar="LINES", help="Only the last lines."

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from spellq.resources import mount_target, parse_mount, parse_resource
+from spellq.runs import parse_number
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 Decorator = Callable[[_Function], _Function]
@@ -44,7 +45,8 @@ def launch_options(function: _Function) -> _Function:
                          callback=_environment, help="An environment variable; repeatable."),
             click.option("-d", "--description", help="Words of your own; else the commit's."),
             click.option("-b", "--background", is_flag=True, help="Launch, and do not follow."),
-            click.option("-f", "--force", is_flag=True, help="Ask nothing."),
+            click.option("-f", "--force", is_flag=True, expose_value=False,
+                         help="Ask nothing."),
             click.option("-v", "--verbose", is_flag=True, help="Every line of the log."),
             click.option("--no-untracked", is_flag=True,
                          help="Leave out files that git does not track."),
@@ -111,6 +113,28 @@ def shell_command(words: Sequence[str]) -> str:
     if not command.strip():
         raise click.UsageError("The command is empty.")
     return command
+
+
+class _Number(click.ParamType):
+    """The number of a run or a workflow."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        number = value if isinstance(value, int) else parse_number(value)
+        if not number:
+            what = param.opts[0] if isinstance(param, click.Option) else self.name.upper()
+            raise click.UsageError(
+                f"{what} is {value!r}; it has to be a {self.name}'s number, for example 12", ctx
+            )
+        return number
+
+
+RUN_NUMBER: Final = _Number("run")
+WORKFLOW_NUMBER: Final = _Number("workflow")
 
 
 def _mounts(

@@ -37,7 +37,7 @@ def ps(limit: int, labels: tuple[str, ...], no_trunc: bool, verbose: bool, as_js
         rows = [VERBOSE_HEAD, *(verbose_row(run, now, whole=no_trunc) for run in runs)]
     else:
         rows = [HEAD, *(row(run, whole=no_trunc) for run in runs)]
-    head, *lines = table(rows)
+    head, *lines = table(rows, screen.cell)
     screen.line(head)
     for run, line in zip(runs, lines, strict=True):
         screen.line(screen.green(line) if is_active(run) else line)

@@ -168,7 +168,7 @@ class LiveLogView(LogView):
 
 def log_view(screen: Screen, run: int, program: str, *, verbose: bool = False) -> LogView:
     """The view that suits the screen. `program` is named in the hint after an error."""
-    if verbose or not screen.terminal:
+    if verbose or not screen.live:
         return LogView(screen)
     hint = f"ℹ️  Use '{program} logs {run} --verbose' to examine cause of error."
     return LiveLogView(screen, hint)

@@ -1,5 +1,6 @@
 """What the command writes on: stdout and stderr, terminals or not, with or without emoji."""
 
+import os
 import re
 import shutil
 import sys
@@ -8,6 +9,7 @@ from typing import Final, TextIO
 
 GLYPHS: Final = ("✨", "💫", "🎉", "💥", "✋", "💀", "⭐", "🌟", "✖", "✔", "ℹ️ ", "•")
 
+_SPELLINGS: Final = {"…": "...", "→": "->", "·": "|"}
 _SGR = re.compile(r"\x1b\[[0-9;:]*m")
 _ESCAPE = re.compile(
     r"(?P<sgr>\x1b\[[0-9;:]*m)"
@@ -21,11 +23,25 @@ _ESCAPE = re.compile(
 
 
 class Screen:
-    """One stream, written to in spellq's voice."""
+    """One stream, written to in spellq's voice.
 
-    def __init__(self, stream: TextIO, *, terminal: bool, unicode: bool, width: int = 80) -> None:
+    `terminal`: somebody is there; `live`: what is written can be written over; `colour`: wanted.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO,
+        *,
+        terminal: bool,
+        unicode: bool,
+        width: int = 80,
+        live: bool = True,
+        colour: bool = True,
+    ) -> None:
         self.stream = stream
         self.terminal = terminal
+        self.live = terminal and live
+        self.colour = terminal and live and colour
         self.unicode = unicode
         self.width = width
 
@@ -43,19 +59,33 @@ class Screen:
 
     def error(self, text: str) -> None:
         """`ERROR: …`, its mark in red on a terminal."""
-        mark = "\x1b[31mERROR:\x1b[0m" if self.terminal else "ERROR:"
+        mark = "\x1b[31mERROR:\x1b[0m" if self.colour else "ERROR:"
         self.line(f"{mark} {text.strip()}")
 
     def fit(self, text: str) -> str:
-        """The words in the spelling the stream can show: without UTF-8 no emoji, `...` for `…`."""
+        """The words in the spelling the stream can show.
+
+        Without UTF-8 there is no glyph in front, `...` for `…`, and `?` for what is not there.
+        """
+        if not self.unicode:
+            glyph = next((glyph for glyph in GLYPHS if text.startswith(glyph)), "")
+            text = text.removeprefix(glyph).removeprefix(" ") if glyph else text
+        return self._spelled(text)
+
+    def cell(self, text: str) -> str:
+        """A user's own words as the stream can show them, nothing in them commanding it."""
+        return self._spelled(harmless(text))
+
+    def _spelled(self, text: str) -> str:
         if self.unicode:
             return text
-        for glyph in GLYPHS:
-            text = text.replace(f"{glyph} ", "").replace(glyph, "")
-        return text.replace("…", "...").replace("→", "->").replace("·", "|")
+        for sign, spelling in _SPELLINGS.items():
+            text = text.replace(sign, spelling)
+        encoding = getattr(self.stream, "encoding", None) or "ascii"
+        return text.encode(encoding, "replace").decode(encoding)
 
     def green(self, text: str) -> str:
-        return f"\x1b[32m{text}\x1b[0m" if self.terminal else text
+        return f"\x1b[32m{text}\x1b[0m" if self.colour else text
 
 
 def output() -> Screen:
@@ -76,7 +106,14 @@ def screen(stream: TextIO) -> Screen:
     if reconfigure is not None:
         reconfigure(errors="replace")
     columns = shutil.get_terminal_size().columns
-    return Screen(stream, terminal=stream.isatty(), unicode=unicode, width=columns)
+    return Screen(
+        stream,
+        terminal=stream.isatty(),
+        unicode=unicode,
+        width=columns,
+        live=os.environ.get("TERM") != "dumb",
+        colour=not os.environ.get("NO_COLOR"),
+    )
 
 
 def harmless(text: str) -> str:

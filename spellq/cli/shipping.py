@@ -23,7 +23,7 @@ def code_here(*, untracked: bool, quiet: bool) -> "Snapshot":
     from spellq_sdk.snapshot import take_snapshot
 
     screen = words_screen(quiet)
-    snapshot = take_snapshot(Path.cwd(), untracked=untracked, home=spellq_home())
+    snapshot = take_snapshot(_current_folder(), untracked=untracked, home=spellq_home())
     for line in told(snapshot):
         screen.line(line)
     if not has_start(snapshot):
@@ -32,6 +32,13 @@ def code_here(*, untracked: bool, quiet: bool) -> "Snapshot":
             "Start from a folder that has some, or without --no-untracked."
         )
     return snapshot
+
+
+def _current_folder() -> Path:
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        raise CliError("The current folder has been deleted. Go to another one.") from None
 
 
 def has_start(snapshot: "Snapshot") -> bool:
@@ -44,6 +51,10 @@ def told(snapshot: "Snapshot") -> list[str]:
     lines = [f"✨ {warning}" for warning in snapshot.warnings[:_SHOWN_WARNINGS]]
     if more := len(snapshot.warnings) - len(lines):
         lines.append(f"✨ {more} more {'is' if more == 1 else 'are'} left out.")
+    if snapshot.plain:
+        count = len(snapshot.tree.entries)
+        some = "1 file of this folder is" if count == 1 else f"{count} files of this folder are"
+        lines.append(f"✨ {some} included.")
     if count := snapshot.untracked:
         some = "1 untracked file is" if count == 1 else f"{count} untracked files are"
         lines.append(f"✨ {some} included (--no-untracked leaves them out).")
@@ -75,7 +86,7 @@ class _Progress:
         if now < self._due:
             return
         words = self._screen.fit(f"✨ Sending code… {done} of {total} files")
-        if self._screen.terminal:
+        if self._screen.live:
             self._screen.write(f"\r\x1b[2K{words}")
             self._due = now + _BETWEEN_SECONDS
         elif not self._said:
@@ -83,6 +94,6 @@ class _Progress:
         self._said = True
 
     def over(self) -> None:
-        if self._said and self._screen.terminal:
+        if self._said and self._screen.live:
             self._screen.write("\r\x1b[2K")
             self._screen.line("✨ Sending code… done")

@@ -8,7 +8,13 @@ import click
 from spellq.cli.connection import address_of, connected, execute, print_json, program
 from spellq.cli.following import DETACHED_CODE, follow_to_the_end, say_logs_again
 from spellq.cli.launch import check_json, code_options
-from spellq.cli.options import later_workflow_options, launch_options, output_option, shell_command
+from spellq.cli.options import (
+    WORKFLOW_NUMBER,
+    later_workflow_options,
+    launch_options,
+    output_option,
+    shell_command,
+)
 from spellq.cli.runs import status_words
 from spellq.cli.screen import output
 from spellq.cli.shipping import code_here, ship
@@ -23,7 +29,7 @@ class CommandByDefault(click.Group):
     """A group in which everything that is no subcommand is a command to `create`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] != "--help" and args[0] not in self.commands:
+        if args and args[0] not in ("-h", "--help") and args[0] not in self.commands:
             args = ["create", *args]
         return super().parse_args(ctx, args)
 
@@ -36,6 +42,7 @@ class CommandByDefault(click.Group):
     subcommand_metavar="COMMAND | SUBCOMMAND [ARGS]...",
     epilog='Example: spellq workflow "python simple.py"',
 )
+@click.help_option("-h", "--help")
 def workflow() -> None:
     """Run a workflow script, and look at workflows.
 
@@ -54,7 +61,6 @@ def create(
     environment: dict[str, str],
     description: str | None,
     background: bool,
-    force: bool,
     verbose: bool,
     no_untracked: bool,
     as_json: bool,
@@ -66,7 +72,7 @@ def create(
     launched: list[int] = []
 
     async def launch() -> int:
-        async with connected(quiet=as_json) as client:
+        async with connected() as client:
             options.update(code_options(snapshot, description))
             options["snapshot"] = await ship(client, snapshot, quiet=as_json)
             new = await client.workflows.new(**options)
@@ -100,7 +106,7 @@ def create(
 
 
 @workflow.command(epilog="Example: spellq workflow stop 14")
-@click.argument("number", metavar="WORKFLOW", type=click.IntRange(min=1))
+@click.argument("number", metavar="WORKFLOW", type=WORKFLOW_NUMBER)
 def stop(number: int) -> None:
     """Stop a workflow's runs: what runs saves its outputs, what waits is cancelled."""
     name = program()
@@ -117,7 +123,7 @@ def stop(number: int) -> None:
 
 
 @workflow.command(epilog="Example: spellq workflow kill 14")
-@click.argument("number", metavar="WORKFLOW", type=click.IntRange(min=1))
+@click.argument("number", metavar="WORKFLOW", type=WORKFLOW_NUMBER)
 def kill(number: int) -> None:
     """Kill a workflow's runs at once; outputs are lost."""
 
@@ -135,7 +141,7 @@ def kill(number: int) -> None:
 def ls(limit: int, as_json: bool) -> None:
     """List the latest workflows, the newest last."""
 
-    async def masters() -> list[RunView]:
+    async def latest() -> tuple[list[RunView], list[WorkflowView]]:
         found: list[RunView] = []
         before: int | None = None
         async with connected() as client:
@@ -149,11 +155,15 @@ def ls(limit: int, as_json: bool) -> None:
                 before = page.next
                 if before is None:
                     break
-        return found[:limit][::-1]
+            masters = found[:limit][::-1]
+            if not as_json:
+                return masters, []
+            numbers = [run.workflow for run in masters if run.workflow is not None]
+            return masters, [await client.gateway.workflow(number) for number in numbers]
 
-    runs = execute(masters)
+    runs, workflows = execute(latest)
     if as_json:
-        print_json(runs)
+        print_json(workflows)
         return
     now = datetime.now(UTC)
     rows = [("ID", "RUN", "COMMAND", "STATUS", "CREATED", "CREATOR")]
@@ -162,12 +172,12 @@ def ls(limit: int, as_json: bool) -> None:
          ago(run.created_at, now), run.owner)
         for run in runs
     ]  # fmt: skip
-    for line in table(rows):
+    for line in table(rows, output().cell):
         output().line(line)
 
 
 @workflow.command(epilog="Example: spellq workflow info 14")
-@click.argument("number", metavar="WORKFLOW", type=click.IntRange(min=1))
+@click.argument("number", metavar="WORKFLOW", type=WORKFLOW_NUMBER)
 @output_option
 def info(number: int, as_json: bool) -> None:
     """Show a workflow and its runs."""
@@ -194,5 +204,5 @@ def info(number: int, as_json: bool) -> None:
         (str(run.id), status_words(run), run.machine_type, one_line(run.command))
         for run in sorted(found.runs, key=lambda run: run.id)
     ]
-    for line in [*table(facts), "", *table(runs)]:
+    for line in [*table(facts, output().cell), "", *table(runs, output().cell)]:
         output().line(line)

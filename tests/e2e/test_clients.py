@@ -1,6 +1,8 @@
 """The blocking client where it is really used: scripts, threads, notebooks."""
 
 import asyncio
+import gc
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -83,3 +85,14 @@ def test_a_daemon_asked_for_from_python_is_there_for_the_command_line(
     )
     assert own.python("one.py", project).stdout == "1\n"
     assert own.spellq("info", "1").returncode == 0
+
+
+async def test_a_forgotten_client_does_not_hold_up_the_loop(daemon: LocalDaemon) -> None:
+    """One that is never closed is closed when it is collected, wherever that happens."""
+    client = spellq.Client(daemon.url, daemon.token)
+    assert client.runs.new(command="true").id
+    thread = next(each for each in threading.enumerate() if each.name == "spellq-client")
+    del client
+    gc.collect()
+    await asyncio.to_thread(thread.join, 10)
+    assert not thread.is_alive()

@@ -22,7 +22,7 @@ import pytest
 from spellq.ports import ExecutionLost, Exit, Job, WorldError, WorldMount
 from spellq.trees import TreeEntry, make_tree
 from spellq_brokers.embedded.artifacts import DiskArtifacts
-from spellq_workers import folders, link
+from spellq_workers import link
 from spellq_workers.outputs import save, scan
 from spellq_workers.process import ProcessExecution, ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher, RawLog
@@ -151,7 +151,6 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
     """Gives helpers a fault: the function of that name, in that module, fails once or always."""
 
     def fault(function: str, how_often: str) -> None:
-        module, _, name = function.partition(".")
         happened = tmp_path / f"{function} failed"
         program = tmp_path / "faulty_helper.py"
         program.write_text(
@@ -159,16 +158,19 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
             import os, sys
             sys.path.append({WORKERS!r})
             from spellq_workers import helper, runfolder, world
-            owner = {module}
-            real = getattr(owner, {name!r})
+            *owners, name = {function!r}.split(".")
+            owner = {{"helper": helper, "runfolder": runfolder, "world": world}}[owners[0]]
+            for each in owners[1:]:
+                owner = getattr(owner, each)
+            real = getattr(owner, name)
             def faulty(*args):
                 host = "/proc/self/fd/" + str(root)
                 if {how_often!r} == "always" or not os.path.exists(host + {str(happened)!r}):
                     os.close(os.open(host + {str(happened)!r}, os.O_CREAT | os.O_WRONLY))
-                    raise OSError(28, "{name}: No space left on device")
+                    raise OSError(28, name + ": No space left on device")
                 return real(*args)
             root = os.open("/", os.O_PATH)
-            setattr(owner, {name!r}, faulty)
+            setattr(owner, name, faulty)
             helper.main()
             """
         )
@@ -181,10 +183,24 @@ def test_worlds_can_be_made_here() -> None:
     assert check_world() == [], "these tests need root on Linux, with all capabilities"
 
 
-def test_what_keeps_a_world_from_being_made_has_a_remedy(faulty: Faulty) -> None:
-    faulty("helper.give_up_privileges", "always")
+@pytest.fixture
+def without_setpcap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers that lack the capability to give up capabilities, as in some containers."""
+    program = tmp_path / "weak_helper.py"
+    program.write_text(
+        "import ctypes, os, sys\n"
+        "ctypes.CDLL(None).prctl(24, 8, 0, 0, 0)  # PR_CAPBSET_DROP CAP_SETPCAP\n"
+        f"os.execv({sys.executable!r}, [{sys.executable!r}, '-IS', '-Xutf8', "
+        f"{str(link.HELPER)!r}, sys.argv[1]])\n"
+    )
+    monkeypatch.setattr(link, "HELPER", program)
+
+
+@pytest.mark.usefixtures("without_setpcap")
+def test_what_keeps_a_world_from_being_made_has_a_remedy() -> None:
     [problem] = check_world()
-    assert "give_up_privileges: No space left" in problem
+    assert "giving up capabilities (securebits): Operation not permitted" in problem
+    assert "add the capability SETPCAP" in problem
 
 
 # What a command sees
@@ -354,6 +370,21 @@ async def test_a_user_namespace_of_its_own_uncovers_nothing(
         f"{sys.executable} /mnt/uncover.py", mounts={"/mnt/uncover.py": tmp_path / "uncover.py"}
     )
     assert output == "powerful\n[]\n"  # a host that forbids such namespaces proves nothing here
+
+
+@pytest.mark.usefixtures("without_setpcap")
+async def test_without_giving_up_capabilities_nothing_is_executed(machine: Machine) -> None:
+    for _ in range(2):
+        with pytest.raises(WorldError, match="giving up capabilities"):
+            await machine.run("true")
+
+
+async def test_after_a_failure_to_give_up_capabilities_none_is_left(
+    machine: Machine, faulty: Faulty
+) -> None:
+    faulty("helper.give_up_privileges", "once")
+    _, output = await machine.run("grep CapEff /proc/self/status")
+    assert int(output.split()[1], 16) == 0
 
 
 @pytest.mark.parametrize("secret", ["environ", "root/etc", "fd/3", "fd/4/", "cwd/etc", "maps"])
@@ -541,7 +572,93 @@ async def test_a_mount_in_a_crowded_folder_is_refused(machine: Machine, tmp_path
             await machine.prepare("true", mounts={f"{crowded}/new": tmp_path})
 
 
+@pytest.mark.parametrize(
+    "target", ["/dev/data", "/dev/shm/x", "/proc/x", "/sys/x", "/.host/x", "/spell", "/tmp/../"]
+)
+async def test_a_mount_where_the_worlds_own_is_is_refused(
+    machine: Machine, tmp_path: Path, target: str
+) -> None:
+    with pytest.raises(WorldError, match="belongs to the world itself") as refused:
+        await machine.prepare("true", mounts={target: tmp_path})
+    assert refused.value.mount
+    assert (await machine.run("true"))[0].code == 0
+
+
+@pytest.mark.parametrize("link", ["p/l", "out"])
+async def test_a_mount_through_a_link_that_leads_out_of_the_code_is_refused(
+    machine: Machine, code: Path, folder_outside_tmp: Path, link: str
+) -> None:
+    (code / "p").mkdir()
+    (code / "p" / "d").symlink_to("..")
+    (code / "p" / "l").symlink_to("d/../proc/self/fd/7")  # "inside", by its text
+    (code / "out").symlink_to(folder_outside_tmp)
+    for deep in (f"{folder_outside_tmp}/x", "x"):
+        with pytest.raises(WorldError, match="a link leads elsewhere"):
+            await machine.prepare("true", code=code, mounts={f"/spell/{link}/{deep}": code})
+    assert os.listdir(folder_outside_tmp) == []
+
+
+@pytest.mark.parametrize("target", ["/", "/etc", "/proc/self/fd/7", "/.host"])
+async def test_a_command_cannot_start_outside_of_its_code(
+    machine: Machine, code: Path, target: str
+) -> None:
+    (code / "link").symlink_to(target)
+    with pytest.raises(WorldError, match=r"leads out of /spell|does not exist"):
+        await machine.prepare("true", code=code, cwd="link")
+
+
 # Outputs
+
+
+async def test_a_mount_through_a_link_of_the_code_is_no_output(
+    machine: Machine, code: Path, tmp_path: Path
+) -> None:
+    (code / "in").symlink_to("src")
+    (tmp_path / "model.bin").write_text("weights")
+    snapshot = make_tree(
+        [
+            TreeEntry(path="src/train.py", size=8, sha256="0" * 64),
+            TreeEntry(path="in", link="src"),
+        ]
+    )
+    target = "/spell/in/model.bin"
+    execution = await machine.start(
+        "cat in/model.bin; touch src/made", code=code, mounts={target: tmp_path / "model.bin"}
+    )
+    await execution.ended()
+    assert execution.output.read_text() == "weights"
+    found = await scan(execution.files, snapshot, [target])
+    assert [file.path for file in found.files] == ["src/made"]
+
+
+DEEP: Final = """
+import os
+for _ in range({depth}):
+    os.mkdir({name!r})
+    os.chdir({name!r})
+open("file", "w").close()
+"""
+
+
+@pytest.mark.parametrize(("depth", "name"), [(2000, "d"), (20, "d" * 250)])
+async def test_no_folder_is_too_deep(
+    machine: Machine, tmp_path: Path, depth: int, name: str
+) -> None:
+    (tmp_path / "deep.py").write_text(DEEP.format(depth=depth, name=name))
+    mounts = {"/mnt/deep.py": tmp_path / "deep.py"}
+    execution = await machine.start(
+        f"touch made; {sys.executable} /mnt/deep.py; cd /tmp; {sys.executable} /mnt/deep.py",
+        mounts=mounts,
+    )
+    assert (await execution.ended()).code == 0
+    found = await scan(execution.files, None, ())
+    assert [file.path for file in found.files] == ["made"]
+    assert len(found.notes) == 1
+    [adopted] = await machine.restart().adopt()
+    await adopted.execution.discard()
+    assert (await machine.run("echo fine"))[1] == "fine\n"
+    await machine.executor.close()
+    assert not list((machine.home / "agent" / "slots" / "cpu-0").glob("*-*"))
 
 
 async def test_outputs_are_what_is_new_or_changed_and_never_a_mount(
@@ -636,6 +753,57 @@ async def test_nothing_is_executed_before_start(machine: Machine) -> None:
     assert not execution.folder.exists()
 
 
+ORDERS: Final = [("stop", 143, signal.SIGTERM), ("kill", 137, signal.SIGKILL)]
+
+
+@pytest.mark.parametrize(("order", "code", "ended_by"), ORDERS)
+@pytest.mark.parametrize("adopted", [False, True])
+async def test_what_is_stopped_before_its_start_is_never_executed(
+    machine: Machine, order: str, code: int, ended_by: int, adopted: bool
+) -> None:
+    execution = await machine.prepare("echo executed")
+    await (execution.stop(30) if order == "stop" else execution.kill())
+    if adopted:
+        [found] = await machine.restart().adopt()
+        assert not found.started
+        assert found.held
+        execution = _ours(found.execution)
+    with anyio.fail_after(5):
+        await execution.start()
+        end = await execution.ended()
+    assert (end.code, end.signal) == (code, ended_by)
+    assert execution.output.read_text() == ""
+    [found] = await machine.restart().adopt()
+    assert (await found.execution.ended()).code == code
+    await found.execution.discard()
+    assert (await machine.run("echo next"))[1] == "next\n"
+
+
+async def test_killed_counts_for_more_than_stopped(machine: Machine) -> None:
+    execution = await machine.prepare("echo executed")
+    await execution.kill()
+    await execution.stop(30)
+    await execution.start()
+    assert (await execution.ended()).code == 137
+
+
+def _ours(execution: object) -> ProcessExecution:
+    assert isinstance(execution, ProcessExecution)
+    return execution
+
+
+@pytest.mark.parametrize("step", ["open_output", "mark_started"])
+async def test_a_full_disk_keeps_a_command_from_starting(
+    machine: Machine, faulty: Faulty, step: str
+) -> None:
+    faulty(f"runfolder.RunFolder.{step}", "once")
+    execution = await machine.prepare("echo executed")
+    with pytest.raises(WorldError, match="No space left"):
+        await execution.start()
+    await execution.start()
+    assert (await execution.ended()).code == 0
+
+
 async def test_a_missing_folder_is_refused_by_name(machine: Machine, code: Path) -> None:
     with pytest.raises(WorldError, match=r"/spell/nowhere does not exist") as refused:
         await machine.prepare("true", code=code, cwd="nowhere")
@@ -694,7 +862,7 @@ async def test_a_prepared_world_is_found_unstarted(machine: Machine) -> None:
 async def test_a_command_whose_helper_was_killed_is_lost(machine: Machine) -> None:
     execution = await machine.start("echo up; sleep 99")
     await _hear(execution, "up")
-    os.kill(int((execution.folder.parent / "helper.pid").read_text()), signal.SIGKILL)
+    os.kill(_helper(machine), signal.SIGKILL)
     with pytest.raises(ExecutionLost):
         await execution.ended()
     [adopted] = await machine.restart().adopt()
@@ -703,6 +871,120 @@ async def test_a_command_whose_helper_was_killed_is_lost(machine: Machine) -> No
         await adopted.execution.ended()
     await adopted.execution.discard()
     assert (await machine.run("exit 7"))[0].code == 7
+
+
+async def test_a_prepared_world_whose_helper_is_gone_is_not_held(machine: Machine) -> None:
+    execution = await machine.prepare("exit 7")
+    os.kill(_helper(machine), signal.SIGKILL)
+    await _helper_is_gone(machine)
+    [adopted] = await machine.restart().adopt()
+    assert not adopted.started
+    assert not adopted.held
+    with pytest.raises(ExecutionLost):
+        await adopted.execution.start()
+    await adopted.execution.discard()
+    assert not execution.folder.exists()
+
+
+@pytest.mark.parametrize("step", ["enter_mounts", "unmount"])
+async def test_a_world_that_cannot_be_taken_down_is_replaced(
+    machine: Machine, faulty: Faulty, step: str
+) -> None:
+    faulty(f"world.{step}", "once")
+    for text in ("one", "two", "three"):
+        assert (await machine.run(f"echo {text} | tee file"))[1] == f"{text}\n"
+
+
+async def test_a_mount_point_removed_on_the_host_harms_no_later_run(
+    machine: Machine, folder_outside_tmp: Path, tmp_path: Path
+) -> None:
+    point = folder_outside_tmp / "point"
+    point.mkdir()
+    execution = await machine.start("echo up; sleep 99", mounts={str(point): tmp_path})
+    await _hear(execution, "up")
+    point.rmdir()
+    await execution.kill()
+    await execution.ended()
+    await execution.discard()
+    for _ in range(3):
+        assert (await machine.run("true"))[0].code == 0
+
+
+async def test_a_helper_that_does_not_answer_loses_nothing(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "ANSWER_SECONDS", 0.2)
+    execution = await machine.start("echo up; sleep 99")
+    await _hear(execution, "up")
+    helper = _helper(machine)
+    os.kill(helper, signal.SIGSTOP)
+    try:
+        with anyio.fail_after(5):
+            await execution.kill()
+            [adopted] = await machine.restart().adopt()
+            await machine.executor.close()
+        assert adopted.held
+        assert adopted.started
+        with anyio.move_on_after(0.5) as waiting:
+            await execution.ended()
+        assert waiting.cancelled_caught
+    finally:
+        os.kill(helper, signal.SIGCONT)
+    with anyio.fail_after(5):
+        assert (await execution.ended()).code == 137
+
+
+async def test_two_helpers_never_start_at_once_in_a_slot(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting = threading.Lock()
+    really = link.run_helper
+
+    def run_helper(config: dict[str, Any], stderr: int) -> int:
+        assert starting.acquire(blocking=False)
+        try:
+            time.sleep(0.1)
+            return really(config, stderr)
+        finally:
+            starting.release()
+
+    monkeypatch.setattr(link, "run_helper", run_helper)
+    with anyio.move_on_after(0.02) as given_up:
+        await machine.prepare("true")
+    assert given_up.cancelled_caught
+    assert (await machine.run("exit 7"))[0].code == 7
+
+
+async def test_ends_are_noted_for_a_day_and_a_failure_stops_nobody(machine: Machine) -> None:
+    journals = machine.home / "agent" / "journals"
+    journals.mkdir(parents=True)
+    (journals / "2020-01-01T00.jsonl").write_text("{}\n")
+    os.utime(journals / "2020-01-01T00.jsonl", (0, 0))
+    await machine.run("exit 7")
+    [journal] = journals.iterdir()
+    assert '"code":7' in journal.read_text()
+    machine.restart()
+    shutil.rmtree(journals)
+    journals.write_text("in the way")
+    assert (await machine.run("exit 7"))[0].code == 7
+    journals.unlink()
+
+
+async def test_what_cannot_be_removed_or_read_keeps_no_agent_from_starting(
+    machine: Machine,
+) -> None:
+    execution = await machine.start("exit 7")
+    await execution.ended()
+    await machine.executor.close()
+    await _helper_is_gone(machine)
+    (execution.folder / "exit.json").write_text("half a")
+    (execution.folder.parent / "discarded-9-1").write_text("a file")
+    (execution.folder.parent / "spare").symlink_to("/nowhere")
+    [adopted] = await machine.restart().adopt()
+    with pytest.raises(ExecutionLost):
+        await adopted.execution.ended()
+    await adopted.execution.discard()
+    assert (await machine.run("true"))[0].code == 0
 
 
 async def test_a_cancelled_wait_loses_nothing(machine: Machine) -> None:
@@ -721,11 +1003,14 @@ async def test_closing_ends_idle_helpers(machine: Machine) -> None:
     await _helper_is_gone(machine)
 
 
+def _helper(machine: Machine, slot: str = "cpu-0") -> int:
+    return int((machine.home / "agent" / "slots" / slot / "helper.pid").read_text())
+
+
 async def _helper_is_gone(machine: Machine, slot: str = "cpu-0") -> None:
     """Wait for the end of a process that is nobody's child here."""
-    pid_file = machine.home / "agent" / "slots" / slot / "helper.pid"
     try:
-        helper = os.pidfd_open(int(pid_file.read_text()))
+        helper = os.pidfd_open(_helper(machine, slot))
     except ProcessLookupError:
         return
     try:

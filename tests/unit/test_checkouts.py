@@ -66,6 +66,46 @@ async def test_a_single_file_is_given_as_a_file(
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("subpath", "content"),
+    [
+        ("models/latest/model.bin", b"m"),
+        ("best/latest/model.bin", b"m"),
+        ("models/latest", None),
+        ("best/7/../8", None),
+    ],
+)
+async def test_every_part_of_a_path_may_be_a_link(
+    artifacts: DiskArtifacts, checkouts: Checkouts, subpath: str, content: bytes | None
+) -> None:
+    entries = [
+        TreeEntry(path="models/7/model.bin", size=1, sha256=await artifacts.put_bytes(b"m")),
+        TreeEntry(path="models/latest", link="7"),
+        TreeEntry(path="models/8", link="./latest/../7"),
+        TreeEntry(path="best", link="models"),
+    ]
+    _, data = encode_tree(make_tree(entries))
+    path = await checkouts.path(await artifacts.put_bytes(data), subpath)
+    assert (path if content else path / "model.bin").read_bytes() == b"m"
+
+
+@pytest.mark.parametrize("subpath", ["circle", "circle/x", "out/etc", "none/x", "7/model.bin/x"])
+async def test_links_lead_nowhere_out_of_the_tree(
+    artifacts: DiskArtifacts, checkouts: Checkouts, subpath: str
+) -> None:
+    entries = [
+        TreeEntry(path="7/model.bin", size=1, sha256=await artifacts.put_bytes(b"m")),
+        TreeEntry(path="7/up", link=".."),
+        TreeEntry(path="circle", link="circle"),
+        TreeEntry(path="out", link="7/up/.."),
+        TreeEntry(path="none", link="gone"),
+    ]
+    _, data = encode_tree(make_tree(entries))
+    with pytest.raises(WorldError, match="There is no") as missing:
+        await checkouts.path(await artifacts.put_bytes(data), subpath)
+    assert missing.value.mount
+
+
 async def test_requests_at_once_share_one_build(
     artifacts: DiskArtifacts, checkouts: Checkouts, tmp_path: Path
 ) -> None:

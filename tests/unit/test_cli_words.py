@@ -273,6 +273,9 @@ def test_what_is_told_of_a_snapshot() -> None:
         "✨ 2 untracked files are included (--no-untracked leaves them out).",
         "✨ Preparing uncommitted changes…",
     ]
+    code = Tree((TreeEntry("net.py", 1, "0" * 64),))
+    assert told(snapshot(plain=True, tree=code)) == ["✨ 1 file of this folder is included."]
+    assert told(snapshot(plain=True)) == ["✨ 0 files of this folder are included."]
     many = told(snapshot(warnings=tuple(f"File {number} is left out." for number in range(7))))
     assert many[-2:] == ["✨ File 4 is left out.", "✨ 2 more are left out."]
 

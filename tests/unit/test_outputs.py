@@ -6,11 +6,14 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from spellq.trees import Tree, TreeEntry, make_tree
 from spellq_brokers.embedded.artifacts import DiskArtifacts
-from spellq_workers.outputs import save, scan
+from spellq_workers import folders
+from spellq_workers.outputs import MAX_PATH_BYTES, save, scan
 
 
 def _entry(path: str, content: bytes, *, executable: bool = False) -> TreeEntry:
@@ -122,3 +125,144 @@ async def test_a_name_that_is_not_utf8_is_named_and_skipped(files: Path) -> None
     found = await scan(files, None, ())
     assert not found
     assert found.notes == ("Skipping '/spell/caf\\xe9': its name is not UTF-8",)
+
+
+async def test_a_name_is_shown_in_one_line_that_no_terminal_obeys(
+    files: Path, artifacts: DiskArtifacts
+) -> None:
+    (files / "a\n🎉 Run 1 failed").write_bytes(b"x")
+    (files / "b\x1b[2J").write_bytes(b"x")
+    (files / "c\nd").symlink_to("/etc")
+    tree, lines = await _save(files, artifacts)
+    assert [entry.path for entry in tree.entries] == ["a\n🎉 Run 1 failed", "b\x1b[2J"]
+    assert lines == [
+        r"Skipping '/spell/c\nd': the link leads out of /spell",
+        r"Saving '/spell/a\n🎉 Run 1 failed'",
+        r"Saving '/spell/b\x1b[2J'",
+    ]
+
+
+async def test_mount_points_are_known_where_links_of_the_code_lead_them(files: Path) -> None:
+    (files / "real" / "deep").mkdir(parents=True)
+    (files / "real" / "deep" / "point").touch()
+    (files / "real" / "own").touch()
+    snapshot = Tree((TreeEntry(path="in", link="real"), TreeEntry(path="real/down", link="deep")))
+    found = await scan(files, snapshot, ["/spell/in/down/point"])
+    assert [file.path for file in found.files] == ["real/own"]
+
+
+@pytest.mark.parametrize(("depth", "name"), [(3000, "d"), (20, "d" * 250)])
+async def test_folders_too_deep_to_be_opened_are_named_and_can_be_removed(
+    files: Path, depth: int, name: str
+) -> None:
+    (files / "shallow").touch()
+    root = folder = folders.open_folder(str(files))
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=folder)
+        inner = folders.open_folder(name, folder)
+        if folder != root:
+            os.close(folder)
+        folder = inner
+    os.close(os.open("deep", os.O_CREAT | os.O_WRONLY, dir_fd=folder))
+    os.close(folder)
+    os.close(root)
+    found = await scan(files, None, ())
+    assert [file.path for file in found.files] == ["shallow"]
+    [note] = found.notes
+    assert note.endswith("its path is too long")
+    assert len(note) > MAX_PATH_BYTES
+    folders.remove(str(files))
+    assert "files" not in os.listdir(files.parent)
+
+
+def test_removing_follows_no_link(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").touch()
+    (files / "link").symlink_to(tmp_path / "kept")
+    (files / "folder").mkdir()
+    (files / "folder" / "link").symlink_to(tmp_path / "kept")
+    folders.remove(str(files))
+    assert not files.exists()
+    assert (tmp_path / "kept" / "file").exists()
+    folders.remove(str(files))
+    files.symlink_to(tmp_path / "kept")
+    with pytest.raises(OSError, match=r"Not a directory|symbolic links"):
+        folders.remove(str(files))
+    assert (tmp_path / "kept" / "file").exists()
+
+
+@pytest.mark.parametrize("held", [False, True])
+async def test_only_what_nobody_holds_becomes_the_stored_file(
+    files: Path, artifacts: DiskArtifacts, held: bool
+) -> None:
+    (files / "model").write_bytes(b"weights")
+    (files.parent / "exit.json").write_text('{"held": true}' if held else '{"held": false}')
+    tree, _ = await _save(files, artifacts)
+    stored = await artifacts.local_path(tree.entries[0].sha256 or "")
+    assert stored.samefile(files / "model") is not held
+
+
+async def test_where_nobody_noted_whether_it_is_held_it_counts_as_held(files: Path) -> None:
+    assert (await scan(files, None, ())).held
+    (files.parent / "exit.json").write_text("half a")
+    assert (await scan(files, None, ())).held
+
+
+SWAPS = ["link", "link in the way", "fifo", "folder", "gone"]
+
+
+@pytest.mark.parametrize("swap", SWAPS)
+async def test_what_is_swapped_while_it_is_saved_leads_nowhere(
+    files: Path, artifacts: DiskArtifacts, tmp_path: Path, swap: str
+) -> None:
+    (tmp_path / "host").mkdir()
+    secret = tmp_path / "host" / "token"
+    secret.write_bytes(b"secret")
+    secret.chmod(0o600)
+    (files / "d").mkdir()
+    (files / "d" / "token").write_bytes(b"own")
+    (files / "other").write_bytes(b"other")
+    lines: list[str] = []
+
+    async def say(texts: Sequence[str]) -> None:
+        lines.extend(texts)
+        if lines != list(texts):
+            return
+        if swap == "link in the way":
+            (files / "d").rename(files / "e")
+            (files / "d").symlink_to(tmp_path / "host")
+            return
+        (files / "d" / "token").unlink()
+        if swap == "link":
+            (files / "d" / "token").symlink_to(secret)
+        elif swap == "fifo":
+            os.mkfifo(files / "d" / "token")
+        elif swap == "folder":
+            (files / "d" / "token").mkdir()
+
+    with anyio.fail_after(5):
+        tree = await save(await scan(files, None, ()), artifacts, say)
+    assert tree.entries == (_entry("other", b"other"),)
+    assert lines[-1].startswith("Skipping '/spell/d/token': ")
+    assert secret.stat().st_mode & 0o777 == 0o600
+
+
+async def test_saving_can_be_cancelled_between_files(files: Path, artifacts: DiskArtifacts) -> None:
+    for number in range(100):
+        (files / f"{number}").write_bytes(b"%d" % number)
+
+    async def say(_: Sequence[str]) -> None:
+        pass
+
+    found = await scan(files, None, ())
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(save, found, artifacts, say)
+            first = hashlib.sha256(b"0").hexdigest()
+            while await artifacts.missing([first]):
+                await anyio.lowlevel.checkpoint()
+            scope.cancel()
+    last = hashlib.sha256(b"99").hexdigest()
+    assert await artifacts.missing([last]) == [last]
+    assert os.listdir(files.parent / "artifacts" / "incoming") == []
+    assert len((await save(found, artifacts, say)).entries) == 100

@@ -27,6 +27,7 @@ from spellq.wire import (
     ErrorReply,
     EventMessage,
     EventView,
+    Hashes,
     LogLine,
     Reached,
     RequestFailed,
@@ -42,6 +43,7 @@ from spellq.wire import (
 from spellq_sdk import BadRequest, ClientException, UnauthorizedRequest, WaitError, event_socket
 from spellq_sdk.blocking import Client
 from spellq_sdk.client import AsyncClient
+from spellq_sdk.doors import LocalDoor
 
 NOW = datetime(2024, 5, 6, 15, 56, 7, tzinfo=UTC)
 
@@ -103,7 +105,7 @@ class MiniGateway:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
-        app = web.Application()
+        app = web.Application(client_max_size=16 << 20)
         app.router.add_get("/api/socket", self._socket)
         app.router.add_post("/api/runs", self._new)
         app.router.add_post("/api/runs/batch", self._new_batch)
@@ -112,6 +114,7 @@ class MiniGateway:
         app.router.add_get("/api/workflows/{workflow}", self._workflow)
         app.router.add_get("/api/resources/tree", self._tree)
         app.router.add_get("/api/artifacts/{sha256}", self._artifact)
+        app.router.add_post("/api/artifacts/batch", self._batch)
         self._runner = web.AppRunner(app, shutdown_timeout=0)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
@@ -264,6 +267,10 @@ class MiniGateway:
 
     async def _tree(self, request: web.Request) -> web.StreamResponse:
         return reply(self.tree)
+
+    async def _batch(self, request: web.Request) -> web.StreamResponse:
+        contents = msgspec.msgpack.decode(await request.read(), type=list[bytes])
+        return reply(Hashes([hashlib.sha256(content).hexdigest() for content in contents]))
 
     async def _artifact(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self.artifacts[request.match_info["sha256"]])
@@ -648,3 +655,129 @@ def test_a_closed_client_says_so(served: Served) -> None:
     client.close()
     with pytest.raises(ClientException, match="closed"):
         run.refresh()
+
+
+def test_a_forked_child_leaves_its_parents_client_alone(served: Served) -> None:
+    gateway, _ = served
+    code = (
+        "import os, sys, spellq\n"
+        f"client = spellq.Client({gateway.url!r}, 'secret')\n"
+        "run = client.runs.get(7)\n"
+        "events = client.events()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    sys.exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert client.runs.get(8).id == 8\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "127.0.0.1:7735", "ftp://example.org", "http://", "http://host:port", "https://[::"]
+)
+def test_a_url_that_is_none_is_said_at_once(url: str) -> None:
+    with pytest.raises(ClientException, match=r"is not the URL of a gateway.*http://127\.0\.0\.1"):
+        AsyncClient(url, "secret")
+
+
+@pytest.fixture
+async def stranger() -> AsyncIterator[str]:
+    """A web server that is no gateway: a page for everything, and some places that moved."""
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        if request.path.startswith("/moved"):
+            raise web.HTTPFound("/elsewhere")
+        return web.Response(text="<html>Hello</html>", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", page)
+    runner = web.AppRunner(app, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@pytest.mark.parametrize("path", ["", "/moved"])
+async def test_what_is_no_gateway_is_named(stranger: str, path: str) -> None:
+    async with AsyncClient(stranger + path, "secret") as client:
+        with pytest.raises(ClientException, match=f"{stranger}.*Is this a spellq gateway"):
+            await client.runs.get(1)
+        with pytest.raises(ClientException, match=f"{stranger}.*Is this a spellq gateway"):
+            await anext(client.events())
+
+
+async def test_what_is_not_utf8_is_refused(client: AsyncClient) -> None:
+    with pytest.raises(BadRequest, match=r"command is not valid UTF-8.*udce9"):
+        await client.runs.new(command="echo \udce9")
+    with pytest.raises(BadRequest, match="not valid UTF-8"):
+        await client.ls("runs/1/\udce9")
+    with pytest.raises(BadRequest, match="not valid UTF-8"):
+        await client.runs.list(labels=["\udce9"])
+
+
+async def test_a_gateway_that_is_away_is_told_of_once(
+    gateway: MiniGateway, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spellq_sdk.transport.PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("spellq_sdk.transport.AWAY_SECONDS", 0.05)
+    told: list[str] = []
+    client.gateway.transport.on_away = told.append
+    await gateway.stop()
+    with pytest.raises(ClientException):
+        await client.runs.get(1)
+    assert told == [gateway.url]
+    await gateway.start()
+
+
+@pytest.mark.parametrize("number", ["7", True, 1.5, None])
+async def test_a_number_is_a_whole_one(client: AsyncClient, number: object) -> None:
+    with pytest.raises(TypeError, match="run_id"):
+        await client.runs.get(number)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="workflow_id"):
+        await client.workflows.get(number)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="number"):
+        await client.runs.list(number)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="labels"):
+        await client.runs.list(labels="nightly")
+
+
+async def test_an_unknown_type_of_event_is_refused(client: AsyncClient) -> None:
+    with pytest.raises(BadRequest, match=r"Unknown type 'x'.*run\.created"):
+        await anext(client.events(types=["x"]))
+
+
+async def test_cp_into_a_file_is_refused(client: AsyncClient, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = await client.runs.get(7)
+    with pytest.raises(ClientException, match="file is not a folder"):
+        await run.cp("", tmp_path / "file")
+
+
+def test_nobody_waits_for_a_daemon_that_starts_after_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, over = threading.Event(), threading.Event()
+
+    def ensure(*_: object, **__: object) -> None:
+        started.set()
+        over.wait(30)
+
+    async def interrupted() -> None:
+        locating = asyncio.ensure_future(LocalDoor(tmp_path).locate())
+        await asyncio.to_thread(started.wait)
+        locating.cancel()
+
+    monkeypatch.setattr("spellq_sdk.doors.ensure_daemon", ensure)
+    asyncio.run(interrupted())
+    assert not over.is_set()
+    over.set()
+
+
+async def test_small_contents_are_posted_together(
+    gateway: MiniGateway, client: AsyncClient
+) -> None:
+    contents = [b"a", b"", b"x" * 2_000_000]
+    stored = await client.gateway.upload_batch(contents)
+    assert stored == [hashlib.sha256(content).hexdigest() for content in contents]

@@ -194,3 +194,21 @@ def test_importing_the_client_loads_no_network_library() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("name", ["timeout", "grace_seconds"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_times_are_finite(name: str, value: float) -> None:
+    with pytest.raises(BadRequest, match=f"{name} has to be a finite number"):
+        run_request({"command": "true", name: value})
+
+
+def test_labels_may_be_a_set_and_are_no_single_text() -> None:
+    assert run_request({"command": "true", "labels": {"nightly"}}).labels == ("nightly",)
+    with pytest.raises(TypeError, match="labels"):
+        run_request({"command": "true", "labels": "nightly"})
+
+
+def test_what_is_not_utf8_is_named() -> None:
+    with pytest.raises(BadRequest, match="envvars is not valid UTF-8"):
+        run_request({"command": "true", "envvars": {"A": "\udce9"}})

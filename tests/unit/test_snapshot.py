@@ -161,7 +161,7 @@ def test_what_cannot_be_shipped_is_skipped_with_a_warning(tmp_path: Path) -> Non
     snapshot = take_snapshot(tmp_path)
     assert paths(snapshot) == ["a.py"]
     assert sorted(snapshot.warnings) == [
-        "b'\\xff.py' is left out: its name is not UTF-8.",
+        "\\xff.py is left out: its name is not UTF-8.",
         "pipe is left out: it is neither a file nor a folder nor a link.",
     ]
 
@@ -232,6 +232,33 @@ def test_too_large_names_the_size_the_largest_and_the_remedy(tmp_path: Path) -> 
     )
 
 
+def test_a_home_folder_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SnapshotError, match="is your home folder"):
+        take_snapshot(tmp_path)
+    git(tmp_path, "init", "-q")
+    assert not take_snapshot(tmp_path).plain
+
+
+def test_an_ignore_file_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / ".spellqignore").write_bytes(b"caf\xe9\n")
+    with pytest.raises(SnapshotError, match="spellqignore is not UTF-8"):
+        take_snapshot(tmp_path)
+    (tmp_path / ".spellqignore").unlink()
+    (tmp_path / ".spellqignore").mkdir()
+    with pytest.raises(SnapshotError, match=r"spellqignore cannot be read: Is a directory\."):
+        take_snapshot(tmp_path)
+
+
+def test_names_are_shown_escaped(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9")).touch()
+    os.mkfifo(tmp_path / "p\nq")
+    assert sorted(take_snapshot(tmp_path).warnings) == [
+        "caf\\xe9 is left out: its name is not UTF-8.",
+        "p\\nq is left out: it is neither a file nor a folder nor a link.",
+    ]
+
+
 def test_a_broken_repository_is_an_error_and_not_a_folder(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     with pytest.raises(SnapshotError, match="not a git repository"):
@@ -255,6 +282,7 @@ class Shelf:
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
         self.questions: list[int] = []
+        self.batches: list[int] = []
         self.sending = 0
         self.most_at_once = 0
 
@@ -271,6 +299,12 @@ class Shelf:
             raise BadRequest("Nothing was stored: it has another hash.")
         self.contents[sha256] = data
 
+    async def upload_batch(self, contents: Sequence[bytes]) -> list[str]:
+        self.batches.append(len(contents))
+        hashes = [hashlib.sha256(content).hexdigest() for content in contents]
+        self.contents |= zip(hashes, contents, strict=True)
+        return hashes
+
     async def create_tree(self, tree: Tree) -> str:
         assert {entry.sha256 for entry in tree.entries if entry.sha256} <= set(self.contents)
         return encode_tree(tree)[0]
@@ -280,7 +314,22 @@ async def taken(folder: Path) -> Snapshot:
     return await anyio.to_thread.run_sync(take_snapshot, folder)
 
 
-async def test_only_what_is_missing_is_sent(tmp_path: Path) -> None:
+async def test_small_files_travel_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spellq_sdk.snapshot.BATCH_FILES", 10)
+    monkeypatch.setattr("spellq_sdk.snapshot.BATCH_BYTES", 100_000)
+    write(tmp_path, {f"{name:02}.py": f"{name}" for name in range(25)})
+    write(tmp_path, {"just.bin": "x" * 65_536, "large.bin": "x" * 65_537})
+    shelf, told = Shelf(), list[tuple[int, int]]()
+    snapshot = await taken(tmp_path)
+    await upload(snapshot, shelf, lambda done, total: told.append((done, total)))
+    assert sorted(shelf.batches) == [6, 10, 10]
+    assert (shelf.most_at_once, max(told)) == (1, (27, 27))
+
+
+async def test_only_what_is_missing_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spellq_sdk.snapshot.SMALL_BYTES", 0)
     write(tmp_path, {f"{name:02}.py": f"{name}" for name in range(40)})
     write(tmp_path, {"twin.py": "7"})
     shelf, told = Shelf(), list[tuple[int, int]]()
@@ -305,7 +354,11 @@ async def test_hashes_are_asked_for_in_batches(
     assert shelf.questions == [3, 3, 1]
 
 
-async def test_a_file_that_changed_meanwhile(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [0, 65_536])
+async def test_a_file_that_changed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr("spellq_sdk.snapshot.SMALL_BYTES", small)
     write(tmp_path, {"a.py": "before", "b.py": "b"})
     snapshot = await taken(tmp_path)
     write(tmp_path, {"a.py": "after!"})

@@ -88,6 +88,7 @@ class World:
         self._cover = cover
         self._visible = visible
         self._dressed: _Dressed | None = None
+        self._in_use = False
         self._overlay_options = "volatile,"
         mount("", "/", "", MS_REC | MS_PRIVATE)
         mount("tmpfs", slot, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
@@ -112,6 +113,7 @@ class World:
         if self._dressed is not None:
             if asked == self._dressed.asked and not common_changed:
                 self._dressed.folder.move(path)
+                self._in_use = True
                 return self._dressed.folder
             self._undress().folder.remove()
         if common_changed:
@@ -125,6 +127,7 @@ class World:
             self._undress().folder.close()
             raise
         folder.note()
+        self._in_use = True
         return folder
 
     def leave(self) -> bool:
@@ -132,11 +135,12 @@ class World:
 
         True: somebody outside still holds a part of it, and may go on writing to the run's files.
         """
-        if self._dressed is not None and not (
-            self._dressed.folder.is_untouched()
-            and self._dressed.places.are_free(park=_HOST)
-            and all(map(is_free, _COMMON))
-        ):
+        in_use, self._in_use = self._in_use, False
+        if self._dressed is None or not in_use:
+            return self.was_held
+        _, folder, places = self._dressed
+        untouched = folder.is_untouched() and places.are_free(park=_HOST)
+        if not (untouched and all(map(is_free, _COMMON))):
             self._undress()
         return self.was_held
 

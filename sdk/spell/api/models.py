@@ -1,5 +1,5 @@
 """The records that `spell.client` gives back."""
 
-from spellq_sdk.models import LogEntry, LsLine, User
+from spellq_sdk.models import LogEntry, LsLine, RangeSpec, User, ValueSpec
 
-__all__ = ["LogEntry", "LsLine", "User"]
+__all__ = ["LogEntry", "LsLine", "RangeSpec", "User", "ValueSpec"]

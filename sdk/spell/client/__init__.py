@@ -5,9 +5,10 @@ import os
 from spellq_sdk.blocking import Client
 from spellq_sdk.doors import Door, LocalDoor, RemoteDoor
 from spellq_sdk.exceptions import ClientException, UnauthorizedClient
+from spellq_sdk.models import RangeSpec, ValueSpec
 from spellq_sdk.settings import spellq_home
 
-__all__ = ["SpellClient", "from_environment"]
+__all__ = ["RangeSpec", "SpellClient", "ValueSpec", "from_environment"]
 
 
 class SpellClient(Client):
