@@ -65,9 +65,7 @@ class LocalDoor:
         # Only the first look may replace a daemon of another version: two clients of different
         # versions, each waiting, would otherwise replace each other's daemon for ever.
         daemon = await _in_thread(
-            lambda: ensure_daemon(
-                self._home, announce=self._announce, any_version=self._been_there
-            )
+            lambda: ensure_daemon(self._home, announce=self._announce, any_version=self._been_there)
         )
         self._been_there = True
         return Address(daemon.url.rstrip("/"), daemon.token)

@@ -83,7 +83,7 @@ def take_snapshot(
         raise SnapshotError(
             "The whole file system is no project. Go to the folder of your project."
         )
-    if root is None and folder == Path.home().resolve():
+    if root is None and folder == Path(os.path.expanduser("~")).resolve():
         raise SnapshotError(
             f"{folder} is your home folder. Go to the folder of your project, "
             "or run git init there."
@@ -401,7 +401,8 @@ async def upload(
 ) -> str:
     """Send what `storage` lacks of a snapshot; gives the tree's id.
 
-    Small files travel together, large ones each for itself. `progress` is told how many of how many missing files have been sent.
+    Small files travel together, large ones each for itself. `progress` is told
+    how many of how many missing files have been sent.
 
     Raises:
         SnapshotError: a file changed after the snapshot was taken, or is gone.

@@ -228,9 +228,10 @@ class Transport:
         reply_seconds = None if isinstance(data, Path) else REPLY_SECONDS
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS, sock_read=reply_seconds)
         with contextlib.ExitStack() as stack:
-            # aiohttp warns of long bytes, not of a file in memory.
-            body: Any = io.BytesIO(data) if isinstance(data, bytes) else data
-            if isinstance(data, Path):
+            body: Any = data
+            if isinstance(data, bytes) and len(data) > PIECE_BYTES:
+                body = io.BytesIO(data)  # aiohttp warns of long bytes: it sends them in one piece
+            elif isinstance(data, Path):
                 body = stack.enter_context(await asyncio.to_thread(data.open, "rb"))
             async with self._open(
                 address, method, path, data=body, headers=headers, query=query, timeout=timeout

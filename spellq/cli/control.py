@@ -13,9 +13,7 @@ from spellq.wire import RunReply
 
 Verb = Literal["stop", "kill"]
 
-_numbers = click.argument(
-    "numbers", metavar="RUN...", nargs=-1, required=True, type=RUN_NUMBER
-)
+_numbers = click.argument("numbers", metavar="RUN...", nargs=-1, required=True, type=RUN_NUMBER)
 _quiet = click.option("-q", "--quiet", is_flag=True, help="Say nothing.")
 _NOT_FOUND: Final = 404
 

@@ -115,15 +115,13 @@ def shell_command(words: Sequence[str]) -> str:
     return command
 
 
-class _Number(click.ParamType):
+class _Number(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.3
     """The number of a run or a workflow."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         number = value if isinstance(value, int) else parse_number(value)
         if not number:
             what = param.opts[0] if isinstance(param, click.Option) else self.name.upper()

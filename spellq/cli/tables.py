@@ -5,9 +5,7 @@ from collections.abc import Callable, Sequence
 from spellq.cli.screen import cells, harmless
 
 
-def table(
-    rows: Sequence[Sequence[str]], shown: Callable[[str], str] = harmless
-) -> list[str]:
+def table(rows: Sequence[Sequence[str]], shown: Callable[[str], str] = harmless) -> list[str]:
     """The lines of a table. The first row may be its head.
 
     `shown` says how a cell looks where it is shown (`Screen.cell`).

@@ -49,7 +49,7 @@ class Terminal:
 
 
 @contextmanager
-def terminal(shared: Installation, cwd: Path, *arguments: str) -> Iterator[Terminal]:
+def terminal(shared: Installation, cwd: Path, *arguments: str, **more: str) -> Iterator[Terminal]:
     master, slave = pty.openpty()
 
     def take_over() -> None:
@@ -58,7 +58,7 @@ def terminal(shared: Installation, cwd: Path, *arguments: str) -> Iterator[Termi
     process = subprocess.Popen(
         [SPELLQ, *arguments],
         cwd=cwd,
-        env=shared.environment(TERM="xterm", COLUMNS="100", LANG="C.UTF-8"),
+        env=shared.environment(**{"TERM": "xterm", "COLUMNS": "100", "LANG": "C.UTF-8", **more}),
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -106,3 +106,49 @@ def test_interrupting_a_followed_log_only_detaches(shared: Installation, project
     assert "Traceback" not in told
     assert "*Running" in shared.spellq("ps", "-n", "1").stdout
     assert shared.spellq("kill", number[1]).returncode == 0
+
+
+def test_an_interrupt_at_the_question_whether_to_overwrite(
+    shared: Installation, project: Path
+) -> None:
+    told = shared.spellq("run", "echo new > a.txt", cwd=project).stdout
+    number = re.search(r"Casting spell #(\d+)", told)
+    assert number is not None
+    (project / "a.txt").symlink_to("nowhere")
+    with terminal(shared, project, "cp", f"runs/{number[1]}") as screen:
+        screen.read_until("Overwrite a.txt?")
+        screen.type(b"\x03")
+        screen.rest()
+        assert screen.process.wait() == 1
+    assert (project / "a.txt").is_symlink()
+    with terminal(shared, project, "cp", f"runs/{number[1]}") as screen:
+        screen.read_until("Overwrite a.txt?")
+        screen.type(b"y\n")
+        screen.rest()
+        assert screen.process.wait() == 0
+    assert (project / "a.txt").read_text() == "new\n"
+
+
+def test_an_interrupt_while_a_daemon_is_awaited(own: Installation, project: Path) -> None:
+    with (own.home / "daemon.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as a daemon has it that is on its way out
+        with terminal(own, project, "ps") as screen:
+            screen.read_until("Starting spellq")
+            screen.type(b"\x03")
+            screen.rest()
+            assert screen.process.wait(10) == 130
+            assert "Traceback" not in screen.said
+
+
+def test_a_terminal_that_can_do_little_gets_every_line(shared: Installation, project: Path) -> None:
+    with terminal(shared, project, "run", "true", TERM="dumb") as screen:
+        told = screen.rest()
+        assert screen.process.wait() == 0
+    assert "\x1b" not in told
+    assert "✨ Run is saving" in screen.lines
+
+
+def test_events_of_a_run_that_is_none(shared: Installation, project: Path) -> None:
+    for option, what in (("--run", "run"), ("--workflow", "workflow")):
+        told = shared.spellq("events", option, "99999", cwd=project)
+        assert (told.returncode, told.stderr) == (1, f"ERROR: There is no {what} 99999.\n")

@@ -110,7 +110,7 @@ def test_a_known_subcommand_wins(
 ) -> None:
     assert run(["workflow", "stop", "fourteen"], "spell") == 2
     assert created == []
-    assert "'fourteen' is not a valid integer range" in capsys.readouterr().err
+    assert "WORKFLOW is 'fourteen'; it has to be a workflow's number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -135,6 +135,11 @@ def test_a_known_subcommand_wins(
         (["up", "--machine-types", "cpu=many"], 2, "Invalid number of slots 'many'"),
         (["cp", "/runs/1"], 3, "Name a resource"),
         (["cp", "-f", "-i", "runs/1"], 3, "exclude each other"),
+        (["info", "abc"], 2, "RUN is 'abc'; it has to be a run's number, for example 12."),
+        (["stop", "1", "0"], 2, "RUN is '0'"),
+        (["events", "--run", "-1"], 2, "--run is '-1'"),
+        (["events", "--workflow", "x"], 2, "--workflow is 'x'; it has to be a workflow's number"),
+        (["down", "--kill", "--stop"], 2, "--stop and --kill exclude each other"),
         (["token"], 1, "There is no token in"),
         (["xyzzy"], 2, "There is no command 'xyzzy'. See 'spellq --help'."),
         (["worflow"], 2, "There is no command 'worflow' (did you mean 'workflow'?)."),
@@ -166,6 +171,21 @@ def test_half_a_configuration_is_said(
 def test_down_without_a_daemon(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["down"], "spellq") == 0
     assert capsys.readouterr().out == "✨ spellq is not running.\n"
+
+
+def test_a_folder_that_was_deleted(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run(["run", "true"], "spellq") == 1
+    assert "The current folder has been deleted" in capsys.readouterr().err
+
+
+def test_the_short_help_of_workflow(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["workflow", "-h"], "spellq") == 0
+    assert "Run a workflow script" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "daemon"])

@@ -1,6 +1,7 @@
 """The words, times and tables of the commands that look at runs and act on them."""
 
 from datetime import UTC, datetime, timedelta
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from spellq.cli.events import event_line
 from spellq.cli.files import ls_line
 from spellq.cli.info import facts
 from spellq.cli.runs import row, status_words, verbose_row
+from spellq.cli.screen import Screen, screen
 from spellq.cli.shipping import has_start, told
 from spellq.cli.tables import table
 from spellq.cli.times import ago, duration, listed, stamp
@@ -115,6 +117,30 @@ def test_tables_align_what_is_wide() -> None:
         "22  ab\x1b[1mc\x1b[0m   y",
     ]
     assert table([]) == []
+    assert table([("a\x1b[2Jb\nc", "x")]) == ["ab c  x"]
+
+
+def test_in_ascii_what_is_the_users_own_is_kept() -> None:
+    plain = Screen(TextIOWrapper(BytesIO(), "ascii"), terminal=False, unicode=False)
+    assert table([("✨ é", "x"), ("abc…", "y")], plain.cell) == ["? ?     x", "abc...  y"]
+    assert plain.fit("✨ say ✨ → …") == "say ? -> ..."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "live", "colour"),
+    [("NO_COLOR", "1", True, False), ("TERM", "dumb", False, False), ("TERM", "xterm", True, True)],
+)
+def test_what_a_terminal_may_be_sent(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, live: bool, colour: bool
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv(name, value)
+    stream = StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    found = screen(stream)
+    assert (found.terminal, found.live, found.colour) == (True, live, colour)
+    assert ("\x1b" in found.green("x")) == colour
 
 
 @pytest.mark.parametrize(

@@ -660,17 +660,21 @@ def test_a_closed_client_says_so(served: Served) -> None:
 def test_a_forked_child_leaves_its_parents_client_alone(served: Served) -> None:
     gateway, _ = served
     code = (
-        "import os, sys, spellq\n"
+        "import gc, os, sys, spellq\n"
         f"client = spellq.Client({gateway.url!r}, 'secret')\n"
         "run = client.runs.get(7)\n"
-        "events = client.events()\n"
         "child = os.fork()\n"
         "if child == 0:\n"
+        "    client = run = None  # as where a function ends\n"
+        "    gc.collect()\n"
         "    sys.exit(0)\n"
         "assert os.waitpid(child, 0)[1] == 0\n"
         "assert client.runs.get(8).id == 8\n"
+        "run.wait_status('running')\n"
     )
+    gateway.reached[7] = [Status.RUNNING]
     subprocess.run([sys.executable, "-c", code], check=True, timeout=20)
+    assert gateway.connections == 1
 
 
 @pytest.mark.parametrize(

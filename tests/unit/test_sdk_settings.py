@@ -48,6 +48,12 @@ def test_inside_a_run_no_daemon_is_looked_for(tmp_path: Path) -> None:
         found(tmp_path, SPELL_RUN="12")
 
 
+@pytest.mark.parametrize("number", ["-3", "0", "1.5"])
+def test_a_workflow_id_is_above_zero(tmp_path: Path, number: str) -> None:
+    with pytest.raises(ClientException, match=f"Invalid environment workflow ID: {number}"):
+        settings_from({"SPELLQ_HOME": str(tmp_path), "SPELL_WORKFLOW_ID": number})
+
+
 def test_a_workflow_id_has_to_be_a_number(tmp_path: Path) -> None:
     with pytest.raises(ClientException, match="Invalid environment workflow ID: one"):
         found(tmp_path, **OURS, SPELL_WORKFLOW_ID="one")

@@ -15,6 +15,7 @@ import spell.client.runs
 import spell.client.workflows
 import spell.metrics
 from spell.metrics import SpellMetricWarning, send_metric
+from spell.shared.projects import NotFoundException
 from spellq_sdk import blocking
 
 
@@ -25,6 +26,24 @@ def test_the_names_of_spell_are_there() -> None:
     assert issubclass(spell.client.SpellClient, blocking.Client)
     assert issubclass(spell.api.exceptions.WaitError, spell.api.exceptions.ClientException)
     assert str(spell.api.models.LogEntry(status="running", log="hi", timestamp="")) == "hi"
+
+
+def test_what_is_not_there_yet_can_be_imported() -> None:
+    assert spell.client.RangeSpec(0, 1).scaling == "linear"
+    assert spell.api.models.ValueSpec([1, 2]).values == [1, 2]
+    assert issubclass(NotFoundException, spell.api.exceptions.ClientException)
+
+
+@pytest.mark.parametrize("name", ["hyper", "models", "resources", "servers"])
+def test_services_that_are_not_there_yet_say_so(name: str) -> None:
+    with (
+        blocking.Client("http://127.0.0.1:1", "token") as client,
+        pytest.raises(
+            spell.api.exceptions.ClientException,
+            match=rf"^client\.{name} is not available in spellq 0\.1 yet\.$",
+        ),
+    ):
+        getattr(client, name)
 
 
 @pytest.fixture
