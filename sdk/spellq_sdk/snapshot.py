@@ -4,6 +4,7 @@ Taking one only reads. Git is asked with commands that write nothing and with it
 off, so a repository, its index and its stash stay as they are, byte for byte.
 """
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
 import anyio.to_thread
+import msgspec
 from msgspec import Struct
 
 from spellq.trees import Tree, TreeEntry, link_stays_inside, make_tree
@@ -282,6 +284,7 @@ def _sort_out(
     """The links as entries, and the regular files with their sizes."""
     links: list[TreeEntry] = []
     files: dict[str, int] = {}
+    own = _own_output()
     for name in names:
         path = os.path.join(root, name)
         try:
@@ -293,6 +296,8 @@ def _sort_out(
         except (FileNotFoundError, NotADirectoryError):
             continue  # deleted, but not yet for git
         else:
+            if (found.st_dev, found.st_ino) in own:
+                continue  # what this very command writes is no code
             if stat.S_ISREG(found.st_mode):
                 files[name] = found.st_size
             elif stat.S_ISLNK(found.st_mode):
@@ -307,6 +312,17 @@ def _sort_out(
                     f"{_shown(name)} is left out: it is neither a file nor a folder nor a link."
                 )
     return links, files
+
+
+def _own_output() -> set[tuple[int, int]]:
+    """The files this very process writes to (`spellq run … > out.log`), by device and inode."""
+    own = set()
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            found = os.fstat(descriptor)
+            if stat.S_ISREG(found.st_mode):
+                own.add((found.st_dev, found.st_ino))
+    return own
 
 
 def _check_size(root: Path, files: dict[str, int], limit: int) -> None:
@@ -402,10 +418,11 @@ async def upload(
     """Send what `storage` lacks of a snapshot; gives the tree's id.
 
     Small files travel together, large ones each for itself. `progress` is told
-    how many of how many missing files have been sent.
+    how many of how many missing files have been sent. A small file that changed
+    meanwhile (a log somebody writes, say) goes as it is when it is sent.
 
     Raises:
-        SnapshotError: a file changed after the snapshot was taken, or is gone.
+        SnapshotError: a large file changed after the snapshot was taken, or a file is gone.
         ClientException: the gateway refuses, or cannot be reached.
     """
     hashes = sorted(snapshot.files)
@@ -414,6 +431,7 @@ async def upload(
         missing += await storage.missing(hashes[at : at + HASHES_A_QUESTION])
     small, large = _batches(snapshot, missing)
     batches, files = iter(small), iter(large)
+    changed: dict[Path, TreeEntry] = {}
     done = 0
 
     def sent(count: int) -> None:
@@ -424,7 +442,8 @@ async def upload(
 
     async def send_batches() -> None:
         for batch in batches:
-            await _send_batch(storage, {sha256: snapshot.files[sha256] for sha256 in batch})
+            contents = {sha256: snapshot.files[sha256] for sha256 in batch}
+            changed.update(await _send_batch(storage, contents))
             sent(len(batch))
 
     async def send_files() -> None:
@@ -440,7 +459,22 @@ async def upload(
                 tasks.start_soon(send_files)
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
-    return await storage.create_tree(snapshot.tree)
+    return await storage.create_tree(_as_sent(snapshot, changed))
+
+
+def _as_sent(snapshot: Snapshot, changed: dict[Path, TreeEntry]) -> Tree:
+    """The tree with the files that changed as they were sent."""
+    if not changed:
+        return snapshot.tree
+    entries = []
+    for entry in snapshot.tree.entries:
+        sent = changed.get(snapshot.root / entry.path)
+        if sent is not None:
+            entry = msgspec.structs.replace(entry, sha256=sent.sha256, size=sent.size)
+        elif (file := snapshot.files.get(entry.sha256 or "")) in changed:
+            raise _changed(file)  # another file had the content that is lost
+        entries.append(entry)
+    return make_tree(entries)
 
 
 def _batches(snapshot: Snapshot, missing: Iterable[str]) -> tuple[list[list[str]], list[str]]:
@@ -462,12 +496,15 @@ def _batches(snapshot: Snapshot, missing: Iterable[str]) -> tuple[list[list[str]
     return small, large
 
 
-async def _send_batch(storage: Storage, files: dict[str, Path]) -> None:
+async def _send_batch(storage: Storage, files: dict[str, Path]) -> dict[Path, TreeEntry]:
+    """Send small files; gives those that are not what they were any more, as they were sent."""
     contents = await anyio.to_thread.run_sync(lambda: [_content(file) for file in files.values()])
     stored = await storage.upload_batch(contents)
-    for place, (sha256, file) in enumerate(files.items()):
-        if stored[place : place + 1] != [sha256]:
-            raise _changed(file)
+    return {
+        file: TreeEntry(path="", size=len(content), sha256=now)
+        for (before, file), content, now in zip(files.items(), contents, stored, strict=True)
+        if now != before
+    }
 
 
 def _content(file: Path) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Installation
+from tests.e2e.conftest import SPELLQ, Installation
 
 
 def git(folder: Path, *arguments: str) -> None:
@@ -81,3 +81,14 @@ def test_two_runs_write_to_the_same_code_and_see_only_their_own(
     for _ in range(2):
         told = shared.spellq("run", command, cwd=repository)
         assert told.stdout.splitlines().count("mine") == 1
+
+
+def test_what_the_command_itself_writes_is_no_code(shared: Installation, project: Path) -> None:
+    """`spellq run … > out.log` and `| tee tee.log` in the folder that is sent."""
+    (project / "kept.txt").write_text("kept\n")
+    words = f"{SPELLQ} run ls 2>&1 | tee tee.log > /dev/null; {SPELLQ} run ls > out.log"
+    subprocess.run(["sh", "-c", words], cwd=project, env=shared.environment(), check=True)
+    listed = (project / "out.log").read_text().splitlines()
+    assert {"kept.txt", "tee.log"} <= set(listed)
+    assert "out.log" not in listed
+    assert "complete" in (project / "tee.log").read_text()

@@ -281,6 +281,7 @@ class Shelf:
 
     def __init__(self) -> None:
         self.contents: dict[str, bytes] = {}
+        self.trees: list[Tree] = []
         self.questions: list[int] = []
         self.batches: list[int] = []
         self.sending = 0
@@ -307,6 +308,7 @@ class Shelf:
 
     async def create_tree(self, tree: Tree) -> str:
         assert {entry.sha256 for entry in tree.entries if entry.sha256} <= set(self.contents)
+        self.trees.append(tree)
         return encode_tree(tree)[0]
 
 
@@ -354,18 +356,31 @@ async def test_hashes_are_asked_for_in_batches(
     assert shelf.questions == [3, 3, 1]
 
 
-@pytest.mark.parametrize("small", [0, 65_536])
-async def test_a_file_that_changed_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int
-) -> None:
-    monkeypatch.setattr("spellq_sdk.snapshot.SMALL_BYTES", small)
-    write(tmp_path, {"a.py": "before", "b.py": "b"})
+async def test_a_small_file_that_changed_meanwhile_goes_as_it_is_now(tmp_path: Path) -> None:
+    write(tmp_path, {"a.log": "before", "b.py": "b"})
     snapshot = await taken(tmp_path)
-    write(tmp_path, {"a.py": "after!"})
-    with pytest.raises(SnapshotError, match=r"a\.py changed while the code was being sent"):
-        await upload(snapshot, Shelf())
-    (tmp_path / "a.py").unlink()
-    with pytest.raises(SnapshotError, match=r"a\.py changed while the code was being sent"):
+    write(tmp_path, {"a.log": "before and after"})
+    shelf = Shelf()
+    await upload(snapshot, shelf)
+    entry = shelf.trees[-1].entry("a.log")
+    assert entry is not None
+    assert (entry.size, entry.sha256) == (16, hashlib.sha256(b"before and after").hexdigest())
+
+
+@pytest.mark.parametrize("change", ["large", "gone", "twin"])
+async def test_what_cannot_be_sent_as_it_is_now_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    write(tmp_path, {"a.py": "before", "b.py": "before" if change == "twin" else "b"})
+    snapshot = await taken(tmp_path)
+    if change == "large":
+        monkeypatch.setattr("spellq_sdk.snapshot.SMALL_BYTES", 0)
+    for name in ("a.py", "b.py") if change == "gone" else ("b.py", "a.py"):
+        if change == "gone":
+            (tmp_path / name).unlink()
+        elif snapshot.files[snapshot.tree.entries[0].sha256 or ""] == tmp_path / name:
+            (tmp_path / name).write_text("after!")
+    with pytest.raises(SnapshotError, match=r"[ab]\.py changed while the code was being sent"):
         await upload(snapshot, Shelf())
 
 
