@@ -341,8 +341,15 @@ class Unreachable(ConnectionLost):
     """Nobody answered at `address`."""
 
     def __init__(self, address: Address, error: BaseException) -> None:
-        why = str(error) or type(error).__name__
-        super().__init__(f"Could not reach spellq at {address.url}: {why}", None, error)
+        reason = getattr(error, "os_error", error)
+        code = getattr(reason, "errno", None)
+        why = os.strerror(code) if code else str(error) or type(error).__name__
+        super().__init__(
+            f"Could not reach spellq at {address.url}: {why}. "
+            "Is it running, and is SPELLQ_URL right?",
+            None,
+            error,
+        )
         self.address = address
 
 

@@ -362,7 +362,11 @@ def test_a_gateway_that_is_not_there(shared: Installation) -> None:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         told = shared.spellq("ps", SPELLQ_URL=url, SPELLQ_TOKEN="x")
-    assert url in error_of(told, 1)
+    assert told.returncode == 1
+    trying, error = told.stderr.splitlines()
+    assert trying == f"✨ Trying to reach {url}…"
+    assert error.startswith(f"ERROR: Could not reach spellq at {url}: Connection refused.")
+    assert "SPELLQ_URL" in error
 
 
 def test_a_port_in_use(own: Installation) -> None:
