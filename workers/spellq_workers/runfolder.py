@@ -49,6 +49,10 @@ class Host:
         os.close(self._root)
 
 
+JOURNAL_BYTES = 512
+"""A journal is written into a room of this size, padded with spaces."""
+
+
 class RunFolder:
     """Made new at `path`."""
 
@@ -62,6 +66,7 @@ class RunFolder:
             os.mkdir(self._at(name), mode & 0o755)
             if mode & ~0o755:
                 os.chmod(self._at(name), mode)
+        self._take_room_for_the_journal()
 
     def open_output(self) -> int:
         """The output, for appending."""
@@ -72,15 +77,28 @@ class RunFolder:
         os.link("output", "started", src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def write_journal(self, journal: Message) -> None:
-        """The journal is there whole, and on disk, or not at all."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        file = os.open("exit.json.new", flags, 0o600, dir_fd=self._folder)
+        """The journal is there whole, and on disk, or not at all.
+
+        Its room was taken when the folder was made, so that a full disk does not keep an exit code
+        from being written; and what only replaces bytes in place is the cheapest to sync.
+        """
+        data = json.dumps(journal).encode().ljust(JOURNAL_BYTES - 1) + b"\n"
+        file = os.open("exit.json.new", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600,
+                       dir_fd=self._folder)  # fmt: skip
         try:
-            os.write(file, json.dumps(journal).encode() + b"\n")
-            os.fsync(file)
+            os.write(file, data)
+            os.fdatasync(file)
         finally:
             os.close(file)
         self._rename("exit.json.new", "exit.json")
+
+    def _take_room_for_the_journal(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        file = os.open("exit.json.new", flags, 0o600, dir_fd=self._folder)
+        try:
+            os.write(file, b" " * JOURNAL_BYTES)
+        finally:
+            os.close(file)
 
     def note(self) -> None:
         """Remember what is in it now, before the command."""
