@@ -6,6 +6,7 @@ import pwd
 import stat
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 from msgspec import Struct
@@ -54,6 +55,7 @@ class DaemonFiles:
         except (BlockingIOError, PermissionError) as error:
             os.close(descriptor)
             raise AlreadyRunning(f"Another spellq daemon runs in {self.home}.") from error
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         self._lock = descriptor
 
     def _make_private(self) -> None:
@@ -93,6 +95,8 @@ class DaemonFiles:
         write_private(self.home / "port", str(port).encode())
         write_private(self.home / "daemon.pid", f"{os.getpid()}\n".encode())
         write_private(self.home / "daemon.json", msgspec.json.encode(record) + b"\n")
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
 
     def withdraw(self) -> None:
         """This daemon serves no longer."""
@@ -122,9 +126,19 @@ def daemon_lives(home: Path) -> bool:
     return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 
-def _flock() -> bytes:
-    """An exclusive lock on the whole file, as fcntl(2) takes it: type, whence, start, len, pid."""
-    return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+def await_daemon_ready(lock: BinaryIO) -> None:
+    """Block while a daemon holds its lock and does not serve yet."""
+    fcntl.flock(lock, fcntl.LOCK_SH)
+
+
+def await_daemon_gone(lock: BinaryIO) -> None:
+    """Block while a daemon lives."""
+    fcntl.fcntl(lock, fcntl.F_OFD_SETLKW, _flock(fcntl.F_RDLCK))
+
+
+def _flock(kind: int = fcntl.F_WRLCK) -> bytes:
+    """A lock on the whole file, as fcntl(2) takes it: type, whence, start, len, pid."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0)
 
 
 def local_owner() -> str:

@@ -19,12 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from msgspec import Struct
 
-from spellq.daemon import daemon_lives
+from spellq.daemon import await_daemon_gone, await_daemon_ready, daemon_lives
 from spellq.version import __version__
 from spellq_sdk.exceptions import ClientException
 from spellq_sdk.settings import spellq_home
@@ -103,11 +103,15 @@ def ensure_daemon(
             announce()
         if daemon:
             _terminate(daemon.pid)
-        elif daemon_lives(home):
-            _await_leaving(home)
-            if daemon := find_daemon(home):  # it was not leaving, but starting
+        elif daemon_lives(home) and (daemon := _await_turn(home)):
+            return daemon
+        try:
+            return _start(home, arguments)
+        except ClientException:
+            # One whose starter gave up (^C) may have been quicker.
+            if daemon_lives(home) and (daemon := _await_turn(home)):
                 return daemon
-        return _start(home, arguments)
+            raise
 
 
 def stop_daemon(home: Path | None = None) -> bool:
@@ -237,17 +241,24 @@ def _terminate(pid: int) -> None:
         os.close(pidfd)
 
 
-def _await_leaving(home: Path) -> None:
-    """A daemon that is on its way out (no longer announced, still locked) is let go first."""
+def _await_turn(home: Path) -> LocalDaemon | None:
+    """One that is starting is waited for; one that is on its way out is let go first."""
+    _wait_for_lock(home, await_daemon_ready)
+    if daemon := find_daemon(home):
+        return daemon
+    _wait_for_lock(home, await_daemon_gone)
+    return None
+
+
+def _wait_for_lock(home: Path, wait: Callable[[BinaryIO], None]) -> None:
     # Only a thread can give up waiting for a lock; one that is left behind ends with the lock.
-    waiting = threading.Thread(target=_pass_lock, args=(home / "daemon.lock",), daemon=True)
+    def work() -> None:
+        with contextlib.suppress(OSError), (home / "daemon.lock").open("rb") as lock:
+            wait(lock)
+
+    waiting = threading.Thread(target=work, daemon=True)
     waiting.start()
     waiting.join(STOP_SECONDS)
-
-
-def _pass_lock(path: Path) -> None:
-    with contextlib.suppress(OSError), path.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
 
 
 def _await_exit(pidfd: int, pid: int) -> None:

@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,19 @@ def test_two_that_start_it_at_once_get_the_same_daemon(own: Installation) -> Non
     told = {process.communicate()[0].rpartition(" ")[2] for process in starting}
     assert len(told) == 1
     assert all(process.returncode == 0 for process in starting)
+
+
+def test_a_daemon_that_is_still_starting_is_waited_for(own: Installation) -> None:
+    """As after a ^C: whoever started it has gone."""
+    starting = subprocess.Popen(
+        [sys.executable, "-m", "spellq.cli", "daemon"],
+        env=own.environment(),
+        stderr=subprocess.DEVNULL,
+    )
+    told = own.spellq("ps")
+    own.spellq("down")
+    starting.wait(20)
+    assert (told.returncode, told.stdout) == (0, "ID  REPOSITORY  COMMAND  STATUS  CREATOR\n")
 
 
 def test_down_names_what_is_under_way(own: Installation, project: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from spellq.daemon import DaemonFiles
 from tests.e2e.conftest import SPELLQ, Installation
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -130,14 +131,15 @@ def test_an_interrupt_at_the_question_whether_to_overwrite(
 
 
 def test_an_interrupt_while_a_daemon_is_awaited(own: Installation, project: Path) -> None:
-    with (own.home / "daemon.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # as a daemon has it that is on its way out
-        with terminal(own, project, "ps") as screen:
-            screen.read_until("Starting spellq")
-            screen.type(b"\x03")
-            screen.rest()
-            assert screen.process.wait(10) == 130
-            assert "Traceback" not in screen.said
+    files = DaemonFiles(own.home)
+    files.lock()  # as a daemon that does not get on
+    with terminal(own, project, "ps") as screen:
+        screen.read_until("Starting spellq")
+        screen.type(b"\x03")
+        screen.rest()
+        assert screen.process.wait(10) == 130
+        assert "Traceback" not in screen.said
+    files.unlock()
 
 
 def test_a_terminal_that_can_do_little_gets_every_line(shared: Installation, project: Path) -> None:
