@@ -65,7 +65,7 @@ def told(snapshot: "Snapshot") -> list[str]:
 
 async def ship(client: "AsyncClient", snapshot: "Snapshot", *, quiet: bool) -> str:
     """Send what the gateway lacks of a snapshot; gives the tree's id."""
-    from spellq_sdk.snapshot import upload
+    from spellq_sdk.sending import upload
 
     progress = _Progress(words_screen(quiet))
     tree = await upload(snapshot, client.gateway, progress.show)

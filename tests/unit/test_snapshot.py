@@ -11,7 +11,8 @@ import pytest
 
 from spellq.trees import Tree, decode_tree, encode_tree
 from spellq_sdk.exceptions import BadRequest
-from spellq_sdk.snapshot import Snapshot, SnapshotError, human_size, take_snapshot, upload
+from spellq_sdk.sending import upload
+from spellq_sdk.snapshot import Snapshot, SnapshotError, human_size, take_snapshot
 
 
 @pytest.fixture(autouse=True)
@@ -317,8 +318,8 @@ async def taken(folder: Path) -> Snapshot:
 
 
 async def test_small_files_travel_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spellq_sdk.snapshot.BATCH_FILES", 10)
-    monkeypatch.setattr("spellq_sdk.snapshot.BATCH_BYTES", 100_000)
+    monkeypatch.setattr("spellq_sdk.sending.BATCH_FILES", 10)
+    monkeypatch.setattr("spellq_sdk.sending.BATCH_BYTES", 100_000)
     write(tmp_path, {f"{name:02}.py": f"{name}" for name in range(25)})
     write(tmp_path, {"just.bin": "x" * 65_536, "large.bin": "x" * 65_537})
     shelf, told = Shelf(), list[tuple[int, int]]()
@@ -331,7 +332,7 @@ async def test_small_files_travel_together(tmp_path: Path, monkeypatch: pytest.M
 async def test_only_what_is_missing_is_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spellq_sdk.snapshot.SMALL_BYTES", 0)
+    monkeypatch.setattr("spellq_sdk.sending.SMALL_BYTES", 0)
     write(tmp_path, {f"{name:02}.py": f"{name}" for name in range(40)})
     write(tmp_path, {"twin.py": "7"})
     shelf, told = Shelf(), list[tuple[int, int]]()
@@ -349,7 +350,7 @@ async def test_only_what_is_missing_is_sent(
 async def test_hashes_are_asked_for_in_batches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("spellq_sdk.snapshot.HASHES_A_QUESTION", 3)
+    monkeypatch.setattr("spellq_sdk.sending.HASHES_A_QUESTION", 3)
     write(tmp_path, {f"{name}.py": f"{name}" for name in range(7)})
     shelf = Shelf()
     await upload(await taken(tmp_path), shelf)
@@ -374,7 +375,7 @@ async def test_what_cannot_be_sent_as_it_is_now_is_an_error(
     write(tmp_path, {"a.py": "before", "b.py": "before" if change == "twin" else "b"})
     snapshot = await taken(tmp_path)
     if change == "large":
-        monkeypatch.setattr("spellq_sdk.snapshot.SMALL_BYTES", 0)
+        monkeypatch.setattr("spellq_sdk.sending.SMALL_BYTES", 0)
     for name in ("a.py", "b.py") if change == "gone" else ("b.py", "a.py"):
         if change == "gone":
             (tmp_path / name).unlink()
