@@ -47,6 +47,7 @@ from spellq.tokens import make_token, token_hash
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
 from spellq_brokers.embedded.schema import WrongSchema
 from spellq_workers.agent import Agent, AgentSettings
+from spellq_workers.machine import LocalMachine
 from spellq_workers.process import ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher
 
@@ -204,7 +205,6 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
     async with OutputWatcher() as watcher:
         agent = Agent(
             AgentSettings(
-                folder=home / "agent",
                 name="local",
                 slots=slots.kinds,
                 master_slots=slots.masters,
@@ -215,7 +215,7 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
             outbox,
             artifacts,
             executor,
-            watcher,
+            LocalMachine(home / "agent", artifacts, watcher),
             sealer,
             clock,
         )

@@ -22,6 +22,7 @@ from spellq.runs import FINAL, Cause, Run, RunSpec, Status
 from spellq.seal import Sealer
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
 from spellq_workers.agent import Agent, AgentSettings
+from spellq_workers.machine import LocalMachine
 from spellq_workers.process import ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher
 
@@ -81,7 +82,6 @@ class Machine:
         watcher = await OutputWatcher().__aenter__()
         agent = Agent(
             AgentSettings(
-                folder=self.home / "agent",
                 name="test",
                 slots={"cpu": 1},
                 master_slots=0,
@@ -92,7 +92,7 @@ class Machine:
             self.outbox,
             self.artifacts,
             self.executor,
-            watcher,
+            LocalMachine(self.home / "agent", self.artifacts, watcher),
             Sealer(bytes(32)),
             SystemClock(),
         )

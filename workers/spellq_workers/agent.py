@@ -1,14 +1,11 @@
 """The agent: takes tickets while it has free slots, and sees each claimed run to its end."""
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Final
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 from msgspec import Struct
 
@@ -33,33 +30,22 @@ from spellq.runs import MASTER_QUEUE, Cause, Run
 from spellq.seal import Sealer
 from spellq.version import __version__
 from spellq_workers.attempt import Attempt, Workshop, command_for_lost
-from spellq_workers.checkouts import Checkouts
-from spellq_workers.rawlog import OutputWatcher
+from spellq_workers.machine import Incarnation, Machine
 
 HEARTBEAT_SECONDS: Final = 2.0
 KEEP_TICKET_SECONDS: Final = 5.0
 """How long a claimed run's ticket stays unacknowledged, which keeps the next one away."""
 
-_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-
 _log = logging.getLogger(__name__)
 
 
 class AgentSettings(Struct, frozen=True, kw_only=True):
-    """What an agent serves. `folder` is its own: worlds, journals, checkouts."""
+    """What an agent serves."""
 
-    folder: Path
     name: str
     slots: dict[str, int]
     master_slots: int
     gateway_url: str
-
-
-class _Incarnations(Struct, frozen=True):
-    """Who this agent was, until all of its runs were found again or given up."""
-
-    boot_id: str
-    agents: tuple[str, ...]
 
 
 class Agent:
@@ -73,7 +59,7 @@ class Agent:
         outbox: Outbox,
         artifacts: ArtifactStore,
         executor: Executor,
-        watcher: OutputWatcher,
+        machine: Machine,
         sealer: Sealer,
         clock: Clock,
     ) -> None:
@@ -82,9 +68,7 @@ class Agent:
         self._bus = bus
         self._outbox = outbox
         self._executor = executor
-        self._clock = clock
-        self._record = settings.folder / "incarnations.json"
-        self._before = self._read_incarnations()
+        self._machine = machine
         self.info = AgentInfo(
             id=f"{settings.name}.{clock.fresh_id()[:12]}",
             name=settings.name,
@@ -93,26 +77,26 @@ class Agent:
         )
         self._attempts: set[Attempt] = set()
         self._told = anyio.Event()
-        restarted = self._before.boot_id != _boot_id()
         self._workshop = Workshop(
             agent=self.info.id,
             store=store,
             outbox=outbox,
             artifacts=artifacts,
             executor=executor,
-            checkouts=Checkouts(settings.folder / "checkouts", artifacts),
-            watcher=watcher,
+            machine=machine,
             sealer=sealer,
             clock=clock,
             gateway_url=settings.gateway_url,
-            loss=Cause.MACHINE_RESTARTED if restarted else Cause.HELPER_LOST,
         )
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; started once every earlier run was found or given up."""
-        self._write_incarnations((*self._before.agents, self.info.id))
+        before = await self._machine.recall()
+        own = Incarnation(self.info.id, self._machine.boot_id)
+        await self._machine.remember((*before, own))
         async with anyio.create_task_group() as tasks:
-            adopted = await self._adopt(tasks)
+            adopted = await self._adopt(before, tasks)
+            await self._machine.remember((own,))
             counter = await self._store.renew(self.info, LEASE_SECONDS)
             tasks.start_soon(self._renew, counter)
             tasks.start_soon(self._listen_for_hints)
@@ -205,8 +189,10 @@ class Agent:
 
     # After a restart
 
-    async def _adopt(self, tasks: TaskGroup) -> dict[str, Attempt]:
-        """Go on with what an earlier incarnation left, by slot; give up what is gone."""
+    async def _adopt(self, before: Sequence[Incarnation], tasks: TaskGroup) -> dict[str, Attempt]:
+        """Go on with what earlier incarnations left, by slot; give up what is gone."""
+        restarted = any(earlier.boot_id != self._machine.boot_id for earlier in before)
+        loss = Cause.MACHINE_RESTARTED if restarted else Cause.HELPER_LOST
         attempts: dict[str, Attempt] = {}
         for adopted in await self._executor.adopt():
             execution = adopted.execution
@@ -215,13 +201,12 @@ class Agent:
                 await execution.kill()
                 await execution.discard()
                 continue
-            attempt = Attempt(self._workshop, execution.slot, run.id, run.attempt)
+            attempt = Attempt(self._workshop, execution.slot, run.id, run.attempt, loss=loss)
             attempts[execution.slot] = attempt
             tasks.start_soon(self._resume, attempt, run, adopted)
-        for earlier in self._before.agents:
-            for run in await self._store.find(RunQuery(limit=None, agent=earlier)):
-                await self._outbox.apply(run.id, command_for_lost(run, self._workshop.loss))
-        self._write_incarnations((self.info.id,))
+        for earlier in before:
+            for run in await self._store.find(RunQuery(limit=None, agent=earlier.agent)):
+                await self._outbox.apply(run.id, command_for_lost(run, loss))
         return attempts
 
     async def _found(self, execution: Execution) -> Run | None:
@@ -231,22 +216,3 @@ class Agent:
             return (await self._outbox.apply(execution.run, found)).run
         except (Refused, UnknownRun):
             return None
-
-    def _read_incarnations(self) -> _Incarnations:
-        try:
-            return msgspec.json.decode(self._record.read_bytes(), type=_Incarnations)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return _Incarnations(_boot_id(), ())
-
-    def _write_incarnations(self, agents: Sequence[str]) -> None:
-        self._record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary = self._record.with_suffix(".new")
-        with temporary.open("wb") as file:
-            file.write(msgspec.json.encode(_Incarnations(_boot_id(), tuple(agents))))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(self._record)
-
-
-def _boot_id() -> str:
-    return _BOOT_ID.read_text().strip()

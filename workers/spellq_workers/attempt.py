@@ -8,7 +8,6 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from pathlib import Path
 from typing import Final, TypeVar
 
 import anyio
@@ -36,11 +35,10 @@ from spellq.ports import (
 from spellq.runs import BEFORE_RUNNING, Cause, Run, Status
 from spellq.seal import Sealer
 from spellq.tokens import make_master_token, token_hash
-from spellq.trees import Tree, decode_tree, encode_tree
-from spellq_workers.checkouts import Checkouts
+from spellq.trees import Tree, encode_tree
 from spellq_workers.environment import run_environment
-from spellq_workers.outputs import Scan, is_untouched, save, scan
-from spellq_workers.rawlog import OutputWatcher, RawLog
+from spellq_workers.machine import Machine, Output
+from spellq_workers.outputs import Scan
 
 T = TypeVar("T")
 
@@ -63,13 +61,10 @@ class Workshop:
     outbox: Outbox
     artifacts: ArtifactStore
     executor: Executor
-    checkouts: Checkouts
-    watcher: OutputWatcher
+    machine: Machine
     sealer: Sealer
     clock: Clock
     gateway_url: str
-    loss: Cause
-    """How an execution that nobody can tell the end of was lost."""
 
 
 def command_for_lost(run: Run, loss: Cause) -> Command:
@@ -83,15 +78,26 @@ def command_for_lost(run: Run, loss: Cause) -> Command:
 
 
 class Attempt:
-    """Carries one attempt out. `look` may be called at any time to see what is wanted of it."""
+    """Carries one attempt out. `look` may be called at any time to see what is wanted of it.
 
-    def __init__(self, workshop: Workshop, slot: str, number: int, attempt: int) -> None:
+    `loss` is how an execution was lost, should nobody be able to tell its end.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        slot: str,
+        number: int,
+        attempt: int,
+        loss: Cause = Cause.HELPER_LOST,
+    ) -> None:
         self.number = number
         self.attempt = attempt
         self.claimed = anyio.Event()
         self.done = anyio.Event()
         self._workshop = workshop
         self._slot = slot
+        self._loss = loss
         self._execution: Execution | None = None
         self._interruptible: anyio.CancelScope | None = None
         self._status = Status.BUILDING
@@ -222,12 +228,12 @@ class Attempt:
         spec = run.spec
         code = None
         if spec.snapshot is not None:
-            code = str(await shop.checkouts.code(spec.snapshot))
+            code = str(await shop.machine.code(spec.snapshot))
         mounts = []
         if spec.mounts:
             await self._advance(Status.MOUNTING)
             for mount in spec.mounts:
-                source = await shop.checkouts.path(mount.tree, mount.path)
+                source = await shop.machine.content(mount.tree, mount.path)
                 mounts.append(WorldMount(str(source), mount.target))
         values = shop.sealer.open(spec.environment_vars)
         return Job(
@@ -259,7 +265,7 @@ class Attempt:
         """Carry the command's output into the log until it has ended and all of it is there."""
         if self._status in (Status.SAVING, Status.PUSHING):
             return await execution.ended()
-        raw = RawLog(Path(execution.output), self._raw_start, self._workshop.watcher)
+        raw = self._workshop.machine.output(execution, self._raw_start)
         outcome: Exit | ExecutionLost
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._append_output, raw)
@@ -272,7 +278,7 @@ class Attempt:
             raise outcome
         return outcome
 
-    async def _append_output(self, raw: RawLog) -> None:
+    async def _append_output(self, raw: Output) -> None:
         """A fault here is told, and the command goes on."""
         try:
             async for pieces in raw.batches():
@@ -308,7 +314,8 @@ class Attempt:
         end = End(self.attempt, user_exit_code=ended.code)
         pushing = Advance(self.attempt, Status.PUSHING)
         try:
-            found = await self._scan(run, execution)
+            targets = [mount.target for mount in run.spec.mounts]
+            found = await self._workshop.machine.scan(execution, run.spec.snapshot, targets)
             if not found:
                 told = (_SCANNING, *found.notes, _NOTHING)
                 return await self._apply(Advance(self.attempt, Status.SAVING, told), pushing, end)
@@ -335,21 +342,12 @@ class Attempt:
             ),
         )
 
-    async def _scan(self, run: Run, execution: Execution) -> Scan:
-        files = Path(execution.files)
-        if is_untouched(files):
-            return Scan()
-        snapshot = None
-        if run.spec.snapshot is not None:
-            snapshot = decode_tree(await self._workshop.artifacts.get_bytes(run.spec.snapshot))
-        return await scan(files, snapshot, [mount.target for mount in run.spec.mounts])
-
     async def _store_outputs(self, found: Scan) -> tuple[str, Tree]:
         async def say(texts: Sequence[str]) -> None:
             at = self._workshop.clock.now()
             await self._append([LogEntry(status=self._status, log=text, at=at) for text in texts])
 
-        tree = await save(found, self._workshop.artifacts, say)
+        tree = await self._workshop.machine.save(found, say)
         tree_id, data = encode_tree(tree)
         await self._workshop.artifacts.put_bytes(data)
         return tree_id, tree
@@ -360,7 +358,7 @@ class Attempt:
         """Nobody can tell how the command ended, or whether it did anything."""
         run = await self._until_available(lambda: self._workshop.store.get(self.number))
         if run is not None and not run.is_final and run.attempt == self.attempt:
-            await self._apply(command_for_lost(run, self._workshop.loss))
+            await self._apply(command_for_lost(run, self._loss))
         await self._discard()
 
     async def _give_up(self, refusal: Refused) -> None:
