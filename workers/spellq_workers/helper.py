@@ -51,15 +51,9 @@ from typing import NoReturn
 # Isolated (-I) and without site (-S): this package's own parent is not on the path.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from spellq_workers.mounts import (
-    CLONE_NEWIPC,
-    CLONE_NEWNS,
-    CLONE_NEWPID,
-    give_up_privileges,
-    is_below,
-    unshare,
-)
+from spellq_workers.mounts import give_up_privileges, is_below
 from spellq_workers.places import Refused
+from spellq_workers.privileges import NO_ENTRY, enter_namespaces
 from spellq_workers.runfolder import Message, RunFolder
 from spellq_workers.world import RUN_DIRECTORY, World
 
@@ -465,7 +459,11 @@ def _leave_agent(config: Message) -> socket.socket:
         listener.bind("socket")
         listener.listen(4)
     os.setsid()
-    unshare(CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC)
+    try:
+        enter_namespaces()
+    except OSError as error:
+        print(error.strerror, file=sys.stderr)  # noqa: T201
+        sys.exit(NO_ENTRY)
     child = os.fork()
     if child == 0:
         return listener

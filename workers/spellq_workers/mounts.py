@@ -11,6 +11,7 @@ from collections.abc import Iterator
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 4096, 8192, 16384, 1 << 18
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWPID = 0x00020000, 0x08000000, 0x20000000
+CLONE_NEWUSER = 0x10000000
 
 _MNT_DETACH, _MNT_EXPIRE, _UMOUNT_NOFOLLOW = 2, 4, 8
 _EXPIRE_TRIES = 4
@@ -108,7 +109,7 @@ def enter_mounts(namespace: int) -> None:
 
 
 def give_up_privileges() -> None:
-    """What this process executes from now on has uid 0 and no capability, and can gain none.
+    """What this process executes from now on has its user and no capability, and can gain none.
 
     Nor can it look into this process, which keeps its own.
     """

@@ -1,6 +1,6 @@
 """The process executor: commands as processes of this machine, each in a world of its own.
 
-Needs root on Linux in this release. Below `home`/agent: `slots/<slot>/` is a slot helper's folder,
+Needs Linux. Below `home`/agent: `slots/<slot>/` is a slot helper's folder,
 `slots/<slot>/<run>-<attempt>/` a run's (see runfolder.py), and `journals/<hour>.jsonl` keeps how
 discarded executions ended for 24 hours more.
 """
@@ -25,7 +25,7 @@ from spellq_workers.link import (
     remove_folder,
     start_helper,
 )
-from spellq_workers.worldcheck import refuse_without_root, user_home, visible_paths
+from spellq_workers.worldcheck import refuse_without_linux, user_home, visible_paths
 
 JOURNAL_KEPT_SECONDS: Final = 24 * 3600.0
 
@@ -223,7 +223,7 @@ class ProcessExecutor:
         self._journal: Path | None = None
 
     async def prepare(self, job: Job) -> ProcessExecution:
-        refuse_without_root()
+        refuse_without_linux()
         slot = self._slot(job.slot)
         folder = slot.folder / f"{job.run}-{job.attempt}"
         self.remove(folder)

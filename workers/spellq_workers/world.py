@@ -11,6 +11,7 @@ as the one before gets the same copy, and the same folder, if that one left no t
 hold of its places: copying a namespace is a quarter of all a short run costs.
 """
 
+import errno
 import os
 import stat
 import sys
@@ -39,6 +40,7 @@ from spellq_workers.mounts import (
     unshare,
 )
 from spellq_workers.places import Places, Refused, bind_entry
+from spellq_workers.privileges import in_user_namespace
 from spellq_workers.runfolder import Host, RunFolder
 
 RUN_DIRECTORY = "/spell"
@@ -90,6 +92,7 @@ class World:
         self._dressed: _Dressed | None = None
         self._in_use = False
         self._overlay_options = "volatile,"
+        self._overlay_marks = "userxattr," if in_user_namespace() else ""
         mount("", "/", "", MS_REC | MS_PRIVATE)
         mount("tmpfs", slot, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
         os.mkdir(slot + _HOST)
@@ -201,7 +204,7 @@ class World:
         upper, work = host.open(f"{folder}/files"), host.open(f"{folder}/work")
         places = (
             f"lowerdir=/proc/self/fd/{lower},upperdir=/proc/self/fd/{upper},"
-            f"workdir=/proc/self/fd/{work},redirect_dir=off,metacopy=off,index=off"
+            f"workdir=/proc/self/fd/{work},redirect_dir=nofollow,metacopy=off,index=off"
         )
         try:
             self._mount_overlay(places)
@@ -212,7 +215,8 @@ class World:
     def _mount_overlay(self, places: str) -> None:
         """`volatile`, where the kernel has it, spares a sync of the whole disk at every unmount."""
         try:
-            mount("overlay", RUN_DIRECTORY, "overlay", 0, self._overlay_options + places)
+            options = self._overlay_options + self._overlay_marks + places
+            mount("overlay", RUN_DIRECTORY, "overlay", 0, options)
         except OSError:
             if not self._overlay_options:
                 raise
@@ -297,13 +301,19 @@ def _mount_proc() -> None:
 
 
 def _make_host_read_only() -> None:
-    """A mount that another one hides cannot be reached, neither by us nor by a command."""
+    """A mount that another one hides cannot be reached, neither by us nor by a command.
+
+    The same goes for one in a folder that is closed to this user (EACCES).
+    """
     places = list(mounts())
     for index, (place, options) in enumerate(places):
         if place in ("/", "/proc", "/dev") or is_below(place, _HOST):
             continue
         try:
             make_read_only(place, options=options)
+        except PermissionError as error:
+            if error.errno != errno.EACCES:
+                raise
         except OSError:
             if not any(is_below(place, later) for later, _ in places[index + 1 :]):
                 raise

@@ -10,17 +10,14 @@ from typing import Final
 from spellq.ports import WorldError
 from spellq_workers.link import run_helper
 
-_NEEDS_ROOT: Final = (
-    "This release executes commands only as root on Linux: start it with sudo, "
-    "or in a container as root with the capability SYS_ADMIN."
-)
+_NEEDS_LINUX: Final = "This release executes commands only on Linux."
 _TMP: Final = "/tmp"  # noqa: S108
 
 
-def refuse_without_root() -> None:
-    """Raises WorldError for anyone but root on Linux."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        raise WorldError(_NEEDS_ROOT)
+def refuse_without_linux() -> None:
+    """Raises WorldError on anything but Linux."""
+    if sys.platform != "linux":
+        raise WorldError(_NEEDS_LINUX)
 
 
 def check_world(home: Path | None = None) -> list[str]:
@@ -30,7 +27,7 @@ def check_world(home: Path | None = None) -> list[str]:
     hundred milliseconds.
     """
     try:
-        refuse_without_root()
+        refuse_without_linux()
     except WorldError as error:
         return [str(error)]
     with (
