@@ -1,6 +1,6 @@
 """Runs a command as an ordinary user, in a checkout that may lie where no such user can look.
 
-    sudo python -m tests.as_user COMMAND...
+    python -m tests.as_user COMMAND...
 
 As root: makes the user `spellq-test` where there is none, and shows them this checkout and its
 interpreter at their own paths, read-only, in a mount namespace that ends with the command. Of the
@@ -54,7 +54,7 @@ def _user() -> pwd.struct_passwd:
 
 
 def _show(folders: list[Path]) -> None:
-    """Make these folders readable: what closes the way to one is covered, and only they put back."""
+    """Make these folders readable: what closes the way to one is covered, and they are put back."""
     opened = [(folder, os.open(folder, os.O_PATH)) for folder in dict.fromkeys(folders)]
     closed = {place for folder, _ in opened if (place := _closed(folder))}
     for place in closed:

@@ -55,6 +55,8 @@ def up(machine_types: str | None, port: int | None, foreground: bool) -> None:
             raise CliError(
                 f"spellq is already running at {found.url}. End it first with '{program()} down'."
             )
+    else:
+        _check_worlds(home)
     if foreground:
         _serve_here(home, machine_types, port)
         return
@@ -138,6 +140,21 @@ def _serve_here(home: Path, machine_types: str | None, port: int | None) -> None
 
     threading.Thread(target=tell, daemon=True).start()
     _serve(home, machine_types, port, writing)
+
+
+def _check_worlds(home: Path) -> None:
+    """Whether runs can have worlds here is found out now, not by the first run.
+
+    What else is wrong with the home or the packages, the start itself says.
+    """
+    from spellq.cli.doctor import CannotTry, try_world
+
+    try:
+        problem: str = try_world(home).problem
+    except CannotTry:
+        return
+    if problem:
+        raise CliError(problem)
 
 
 def _check_same(found: "LocalDaemon", machine_types: str | None, port: int | None) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 from msgspec import Struct
@@ -18,6 +18,9 @@ from spellq.cli.connection import print_json
 from spellq.cli.options import output_option
 from spellq.cli.screen import output
 from spellq.version import __version__
+
+if TYPE_CHECKING:
+    from spellq_workers.worldcheck import WorldReport
 
 _LEAST_PYTHON: Final = (3, 11)
 _LEAST_DISK_BYTES: Final = 1 << 30
@@ -60,13 +63,16 @@ def line(check: Check) -> str:
 
 def examine(home: Path) -> Iterator[Check]:
     """Look at everything, one after the other."""
+    yield Check("spellq", True, __version__)
     yield _python()
+    yield Check("Kernel", sys.platform == "linux", f"{os.uname().sysname} {os.uname().release}")
     yield _git()
     yield _packages()
     yield from _worlds(home)
     yield _writable(home)
     yield _disk(home)
     yield from _daemon(home)
+    yield _helpers(home)
 
 
 def _python() -> Check:
@@ -92,22 +98,55 @@ def _packages() -> Check:
     return Check("Packages", True, "all there")
 
 
-def _worlds(home: Path) -> Iterator[Check]:
-    """Namespaces and overlay, tried out by those who will make the runs' worlds."""
-    who = "root" if os.geteuid() == 0 else "an ordinary user"
+class CannotTry(Exception):
+    """No world could be tried, for a reason that is not the machine's; the message says which."""
+
+
+def try_world(home: Path) -> "WorldReport":
+    """Have a world made where those of runs will be.
+
+    Raises:
+        CannotTry: packages are missing, or the folder cannot be written to.
+    """
     try:
         worldcheck = importlib.import_module("spellq_workers.worldcheck")
-    except ImportError as error:
-        yield Check("Worlds of runs", False, f"cannot be tried ({error}).", _INSTALL)
-        return
+        report: WorldReport = worldcheck.check_world(_nearest(home))
+    except (ImportError, OSError) as error:
+        raise CannotTry(f"cannot be tried: {error}.") from error
+    return report
+
+
+def _worlds(home: Path) -> Iterator[Check]:
+    """Namespaces and overlay, tried out by those who will make the runs' worlds."""
     try:
-        problems: list[str] = worldcheck.check_world(_nearest(home))
-    except OSError as error:
-        problems = [f"cannot be tried: {error}."]
-    for problem in problems:
-        yield Check("Worlds of runs", False, problem)
-    if not problems:
-        yield Check("Worlds of runs", True, f"namespaces and overlay work for {who}")
+        report = try_world(home)
+    except CannotTry as error:
+        yield Check("Worlds of runs", False, str(error))
+        return
+    if report.problem:
+        yield Check("Worlds of runs", False, report.problem)
+        return
+    yield Check("Namespaces", True, _namespaces(report.through))
+    yield _overlay(report.overlay_refusal)
+
+
+def _namespaces(through: str) -> str:
+    if os.geteuid() == 0:
+        return "root makes them"
+    return "user namespaces work" + (f", through {through}" if through else "")
+
+
+def _overlay(refusal: str) -> Check:
+    if not refusal:
+        return Check("Overlay", True, "works")
+    return Check(
+        "Overlay",
+        True,
+        f"refused ({refusal}), so every run gets a copy of its code.",
+        "For overlays, set SPELLQ_HOME to a folder of your own user and group on an ordinary local "
+        "file system (in a container, on a volume), with the kernel module overlay and, as an "
+        "ordinary user, Linux 5.11 or newer.",
+    )
 
 
 def _writable(home: Path) -> Check:
@@ -145,6 +184,7 @@ def _daemon(home: Path) -> Iterator[Check]:
         return
     yield Check("Daemon", True, "not running (started when needed)")
     yield _port()
+    yield from _left_runs(home)
 
 
 def _port() -> Check:
@@ -159,10 +199,40 @@ def _port() -> Check:
         try:
             door.bind(("127.0.0.1", port))
         except OSError:
-            if asked:
-                return Check("Port", False, f"{port} is taken.", "Set SPELLQ_PORT to a free one.")
-            return Check("Port", True, f"{port} is taken; another free one will be used")
+            return _taken(port, asked=asked is not None)
     return Check("Port", True, f"{port} is free")
+
+
+def _taken(port: int, *, asked: bool) -> Check:
+    from spellq.cli.listeners import listener
+
+    whom = listener(port)
+    taken = f"{port} is taken{f' by {whom}' if whom else ''}"
+    if asked:
+        return Check("Port", False, f"{taken}.", "Set SPELLQ_PORT to a free one.")
+    return Check("Port", True, f"{taken}; another free one will be used")
+
+
+def _helpers(home: Path) -> Check:
+    """Helpers that nobody can ask any more."""
+    from spellq_workers.stale import find_helpers
+
+    helpers = find_helpers(home)
+    lost = [str(helper.pid) for helper in helpers if helper.lost]
+    if not lost:
+        return Check("Slot helpers", True, f"{len(helpers)} alive, none stale")
+    found = f"{len(lost)} of {len(helpers)} lost their slots."
+    return Check("Slot helpers", False, found, f"End them: kill -9 {' '.join(lost)}")
+
+
+def _left_runs(home: Path) -> Iterator[Check]:
+    """Runs whose helper died while no daemon was there to end them."""
+    from spellq_workers.stale import find_left_runs
+
+    if left := find_left_runs(home):
+        numbers = ", ".join(str(run) for run in left)
+        remedy = "'spellq up' ends them, with their exit codes where those are known."
+        yield Check("Runs left behind", False, f"{numbers}: their helpers are dead.", remedy)
 
 
 def _nearest(home: Path) -> Path:

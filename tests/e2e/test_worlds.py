@@ -26,7 +26,7 @@ from spellq_workers import link
 from spellq_workers.outputs import save, scan
 from spellq_workers.process import ProcessExecution, ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher, RawLog
-from spellq_workers.worldcheck import check_world
+from spellq_workers.worldcheck import WorldReport, check_world
 
 ENVIRONMENT: Final = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -180,7 +180,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Faulty:
 
 
 def test_worlds_can_be_made_here() -> None:
-    assert check_world() == []
+    assert check_world() == WorldReport()
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def without_setpcap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_setpcap")
 def test_what_keeps_a_world_from_being_made_has_a_remedy() -> None:
-    [problem] = check_world()
+    problem = check_world().problem
     assert "giving up capabilities (securebits): Operation not permitted" in problem
     assert "add the capability SETPCAP" in problem
 
@@ -346,7 +346,9 @@ async def test_what_is_the_users_own_on_the_host_is_read_only_too(
     machine: Machine, folder_outside_tmp: Path
 ) -> None:
     (folder_outside_tmp / "own").write_text("mine")
-    end, output = await machine.run(f"cat {folder_outside_tmp}/own; echo > {folder_outside_tmp}/own")
+    end, output = await machine.run(
+        f"cat {folder_outside_tmp}/own; echo > {folder_outside_tmp}/own"
+    )
     assert end.code == 1
     assert output.startswith("mine")
     assert "Read-only file system" in output
@@ -964,7 +966,7 @@ async def test_two_helpers_never_start_at_once_in_a_slot(
     starting = threading.Lock()
     really = link.run_helper
 
-    def run_helper(config: dict[str, Any], stderr: int) -> int:
+    def run_helper(config: dict[str, Any], stderr: int) -> link.Started:
         assert starting.acquire(blocking=False)
         try:
             time.sleep(0.1)

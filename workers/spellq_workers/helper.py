@@ -4,8 +4,9 @@ Run as `python -I -S -X utf8 helper.py CONFIG`, CONFIG being a JSON object with 
 folder), `cover` (a folder no command may see) and `visible` (read-only folders a command sees at
 their own paths even where its own HOME or /tmp lies over them). The process that was started makes
 new PID, mount and IPC namespaces, listens on `socket` in the slot's folder, writes `helper.pid` and
-ends; its child goes on. With `check` (a folder) in CONFIG it only tries whether a world with an
-overlay can be made there: exit status 0, or a sentence on stderr.
+ends; its child goes on. With `check` (a folder) in CONFIG it only tries whether a world can be made
+there: exit status 0, and on stdout why it has no overlay, if so; or a sentence on stderr. The exit
+status 3 says that it may not even make namespaces.
 
 Only the standard library, nothing of spellq: the helper starts fast and survives an update.
 
@@ -442,11 +443,12 @@ def _complain(what: str, error: OSError) -> None:
 
 
 def _check(folder: str) -> None:
-    """Make a world with an overlay, and let this process's end take it down."""
+    """Make a world with code, and let this process's end take it down."""
     os.mkdir(f"{folder}/code")
     world = World(folder, folder, [])
     give_up_privileges()
     world.discard(world.prepare(f"{folder}/run", "/", f"{folder}/code", []))
+    print(world.overlay_refusal)  # noqa: T201
 
 
 def _leave_agent(config: Message) -> socket.socket:

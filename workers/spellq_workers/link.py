@@ -4,17 +4,20 @@ import asyncio
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
 from spellq.ports import WorldError
 from spellq_workers import folders
+from spellq_workers.privileges import NO_ENTRY
+from spellq_workers.remedies import world_problem
 
 HELPER: Final = Path(__file__).with_name("helper.py")
 ANSWER_SECONDS: Final = 30.0
@@ -142,14 +145,12 @@ def start_helper(slot: Path, cover: Path, visible: list[str]) -> None:
         remove_folder(slot / "spare")
         config = {"slot": str(slot), "cover": str(cover), "visible": visible}
         with log.open("wb") as stderr:
-            if run_helper(config, stderr.fileno()) == 0:
+            if run_helper(config, stderr.fileno()).status == 0:
                 return
         error = log.read_text(errors="replace").strip()
     except OSError as fault:
         error = str(fault)
-    raise WorldError(
-        f"The slot helper cannot start: {error}. `spellq doctor` says what this machine lacks."
-    )
+    raise WorldError(f"The slot helper cannot start: {world_problem(error)}")
 
 
 def remove_folder(folder: Path) -> None:
@@ -160,12 +161,42 @@ def remove_folder(folder: Path) -> None:
         _log.warning("%s cannot be removed: %s", folder, error)
 
 
-def run_helper(config: Message, stderr: int) -> int:
-    """Run the helper's program until its first process ends; returns that one's exit status."""
-    return subprocess.run(
-        [sys.executable, "-I", "-S", "-X", "utf8", str(HELPER), json.dumps(config)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=stderr,
-        check=False,
-    ).returncode
+class Started(NamedTuple):
+    """The exit status of a helper's first process, and what it was started through, if anything."""
+
+    status: int
+    through: str
+
+
+def run_helper(config: Message, stderr: int, stdout: int = subprocess.DEVNULL) -> Started:
+    """Run the helper's program until its first process ends.
+
+    Where it may not make namespaces, another way in is tried.
+    """
+    helper = [sys.executable, "-I", "-S", "-X", "utf8", str(HELPER), json.dumps(config)]
+    started = Started(NO_ENTRY, "")
+    for through in ways_in():
+        status = subprocess.run(
+            [*through, *helper],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            check=False,
+        ).returncode
+        started = Started(status, os.path.basename(through[0]) if through else "")
+        if status != NO_ENTRY:
+            break
+    return started
+
+
+def ways_in() -> list[list[str]]:
+    """What to start a helper through, in the order to try them; see privileges.py."""
+    bubblewrap = shutil.which("bwrap")
+    return [[], through_bubblewrap(bubblewrap)] if bubblewrap else [[]]
+
+
+def through_bubblewrap(program: str) -> list[str]:
+    """A user namespace with all capabilities in it, and the host as it is."""
+    own = ["--uid", str(os.geteuid()), "--gid", str(os.getegid())]
+    host = ["--dev-bind", "/", "/"]
+    return [program, "--unshare-user", *own, "--cap-add", "ALL", *host, "--"]

@@ -17,6 +17,7 @@ _MNT_DETACH, _MNT_EXPIRE, _UMOUNT_NOFOLLOW = 2, 4, 8
 _EXPIRE_TRIES = 4
 _PR_SET_DUMPABLE, _PR_SET_SECUREBITS, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 4, 28, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION = 0x20080522
 _NOROOT_AND_NO_AMBIENT_LOCKED = 0b11000011
 _OPTIONS = {"nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC}
 
@@ -121,6 +122,17 @@ def give_up_privileges() -> None:
     ):
         if _libc.prctl(option, value, 0, 0, 0) != 0:
             _fail(f"giving up capabilities ({what})")
+    _make_nothing_inheritable()
+
+
+def _make_nothing_inheritable() -> None:
+    this_process = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    held = (ctypes.c_uint32 * 6)()  # twice: effective, permitted, inheritable
+    if _libc.capget(this_process, held) == 0:
+        held[2] = held[5] = 0
+        if _libc.capset(this_process, held) == 0:
+            return
+    _fail("giving up capabilities (inheritable)")
 
 
 def is_below(path: str, folder: str) -> bool:

@@ -14,6 +14,7 @@ from spellq.ports import ArtifactStore
 from spellq.resources import RUN_DIRECTORY
 from spellq.trees import Tree, TreeEntry, link_stays_inside, make_tree
 from spellq_workers.checkouts import follow_links
+from spellq_workers.copies import read_copied, state
 from spellq_workers.folders import open_file, open_folder
 from spellq_workers.runfolder import may_be_held
 
@@ -104,6 +105,7 @@ def _open(folder: Path, path: str) -> BinaryIO:
 
 def _scan(folder: Path, snapshot: Tree | None, mount_targets: Sequence[str]) -> Scan:
     before = {entry.path: entry for entry in snapshot.entries} if snapshot else {}
+    copied = read_copied(str(folder.parent))
     files: list[FoundFile] = []
     links: list[TreeEntry] = []
     notes: list[str] = []
@@ -114,7 +116,10 @@ def _scan(folder: Path, snapshot: Tree | None, mount_targets: Sequence[str]) -> 
             target = os.readlink(entry.name, dir_fd=parent)
             _look_at_link(target, path, before.get(path), links, notes)
         elif entry.is_file(follow_symlinks=False):
-            executable = bool(entry.stat(follow_symlinks=False).st_mode & 0o100)
+            status = entry.stat(follow_symlinks=False)
+            executable = bool(status.st_mode & 0o100)
+            if path in copied and state(status) == copied[path]:
+                continue
             if _is_changed(parent, entry.name, executable, before.get(path)):
                 files.append(FoundFile(path, executable))
     files.sort(key=lambda file: file.path)

@@ -2,7 +2,8 @@
 
 `files` is what the command makes below /spell, `work` belongs to the overlay, `tmp` and `home` are
 the run's own, `output` is what it wrote to stdout and stderr; `started` is there once the command
-may have been executed, `exit.json` once it and all it started are dead.
+may have been executed, `exit.json` once it and all it started are dead. Where no overlay can be had
+`files` begins as a copy of the code, and `copied.json` tells of what (see copies.py).
 
 The same few folders are used again for the next run where nothing was left in them: file systems
 grow slow where thousands are made and removed in a minute. `output` is a new file each time:

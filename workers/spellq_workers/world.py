@@ -18,6 +18,7 @@ import sys
 from fnmatch import fnmatch
 from typing import NamedTuple
 
+from spellq_workers.copies import copy_code
 from spellq_workers.mounts import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -54,6 +55,14 @@ _COMMON = ("/dev/pts", _SHM, "/proc")
 _NOBODYS = ("/proc", "/sys", "/dev", _HOST)
 """Where nothing of a run's may be."""
 
+_OVERLAY_REFUSED = (
+    errno.EINVAL,  # on an overlay, as a container's own root is, or some network file system
+    errno.ENODEV,
+    errno.EOPNOTSUPP,
+    errno.EOVERFLOW,
+    errno.EPERM,
+)
+
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "kvm", "kfd", "dri", "infiniband")
 _KEPT_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _DEVICE_PATTERN = "nvidia*"
@@ -84,6 +93,8 @@ class World:
     """
 
     def __init__(self, slot: str, cover: str, visible: list[str]) -> None:
+        self.overlay_refusal = ""
+        """Why no overlay can be had here, once one was asked for; code is copied then."""
         self.was_held = False
         """A run left somebody outside with a hold on what the next one would see too."""
         self._slot = slot
@@ -175,11 +186,12 @@ class World:
     ) -> None:
         host = Host(_HOST)
         try:
-            if code is None:
-                places.bind_own(host.at(folder + "/files"), RUN_DIRECTORY)
-            else:
-                self._overlay(host, folder, code)
+            if code is not None and self._overlay(host, folder, code):
                 places.add_own(RUN_DIRECTORY)
+            else:
+                if code is not None:
+                    _copy_code(host.at(code), host.at(folder))
+                places.bind_own(host.at(folder + "/files"), RUN_DIRECTORY)
             places.bind_own(host.at(folder + "/tmp"), _TMP)  # noqa: S108
             hiding = [_TMP, self._cover]
             if (home_place := _home_place(home)) is not None:
@@ -195,8 +207,11 @@ class World:
         finally:
             host.close()
 
-    def _overlay(self, host: Host, folder: str, code: str) -> None:
-        """Paths go as descriptors: no character of theirs can be taken for an option."""
+    def _overlay(self, host: Host, folder: str, code: str) -> bool:
+        """False where the kernel refuses it.
+
+        Paths go as descriptors: no character of theirs can be taken for an option.
+        """
         try:
             lower = host.open(code)
         except OSError as error:
@@ -207,10 +222,25 @@ class World:
             f"workdir=/proc/self/fd/{work},redirect_dir=nofollow,metacopy=off,index=off"
         )
         try:
-            self._mount_overlay(places)
+            if not self.overlay_refusal:
+                self._check_owners(lower, upper)
+                self._mount_overlay(places)
+        except OSError as error:
+            if error.errno not in _OVERLAY_REFUSED:
+                raise
+            self.overlay_refusal = error.strerror or str(error)
         finally:
             for descriptor in (lower, upper, work):
                 os.close(descriptor)
+        return not self.overlay_refusal
+
+    def _check_owners(self, *folders: int) -> None:
+        """In a user namespace an overlay copies up only what belongs to its own user and group."""
+        own = os.geteuid(), os.getegid()
+        for status in map(os.fstat, folders):
+            if self._overlay_marks and (status.st_uid, status.st_gid) != own:
+                message = "overlay: the files are another user's or group's"
+                raise OSError(errno.EOVERFLOW, message)
 
     def _mount_overlay(self, places: str) -> None:
         """`volatile`, where the kernel has it, spares a sync of the whole disk at every unmount."""
@@ -255,6 +285,13 @@ class World:
         _add_devices()
         make_read_only("/dev", MS_NOSUID | MS_NODEV)
         self._common_state = self._read_common_state()
+
+
+def _copy_code(code: str, folder: str) -> None:
+    try:
+        copy_code(code, folder)
+    except OSError as error:
+        raise Refused(f"The run's code cannot be copied: {error.strerror}.") from error
 
 
 def _mount_resource(places: Places, source: str, target: str) -> None:

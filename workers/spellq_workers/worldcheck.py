@@ -5,10 +5,13 @@ import pwd
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
+
+from msgspec import Struct
 
 from spellq.ports import WorldError
 from spellq_workers.link import run_helper
+from spellq_workers.remedies import world_problem
 
 _NEEDS_LINUX: Final = "This release executes commands only on Linux."
 _TMP: Final = "/tmp"  # noqa: S108
@@ -20,42 +23,42 @@ def refuse_without_linux() -> None:
         raise WorldError(_NEEDS_LINUX)
 
 
-def check_world(home: Path | None = None) -> list[str]:
-    """Why no world can be made here, each with its remedy; empty where one can.
+class WorldReport(Struct, frozen=True):
+    """What a trial told. `problem` keeps worlds from being made, and says what to do.
 
-    A world with an overlay is really made, below `home` where one is given. Blocks for some
-    hundred milliseconds.
+    `overlay_refusal` says why a run gets a copy of its code instead; `through` is the program that
+    helpers have to be started through, if any. Empty where it is as it should be.
+    """
+
+    problem: str = ""
+    overlay_refusal: str = ""
+    through: str = ""
+
+
+def check_world(home: Path | None = None) -> WorldReport:
+    """Whether worlds can be made here, found out by making one, below `home` where one is given.
+
+    Blocks for some hundred milliseconds.
     """
     try:
         refuse_without_linux()
     except WorldError as error:
-        return [str(error)]
+        return WorldReport(str(error))
     with (
         tempfile.TemporaryDirectory(prefix="world-check-", dir=home) as folder,
+        tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
     ):
-        code = run_helper({"check": os.path.realpath(folder)}, stderr.fileno())
-        stderr.seek(0)
-        return [] if code == 0 else [_remedy(stderr.read().decode(errors="replace").strip())]
+        config = {"check": os.path.realpath(folder)}
+        started = run_helper(config, stderr.fileno(), stdout.fileno())
+        if started.status != 0:
+            return WorldReport(world_problem(_said(stderr)))
+        return WorldReport("", _said(stdout), started.through)
 
 
-def _remedy(error: str) -> str:
-    if "namespaces" in error:
-        return (
-            f"{error}. In a container, add the capability SYS_ADMIN and run it with seccomp and "
-            "AppArmor unconfined."
-        )
-    if "capabilities" in error:
-        return (
-            f"{error}. A run's command has to go without capabilities: in a container, add the "
-            "capability SETPCAP to SYS_ADMIN, and run it with seccomp unconfined."
-        )
-    if "overlay" in error:
-        return (
-            f"{error}. Overlays need the kernel module overlay (`modprobe overlay`), and "
-            "SPELLQ_HOME on an ordinary file system: in a container, on a volume."
-        )
-    return f"{error}. A run's world cannot be made on this machine."
+def _said(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace").strip()
 
 
 def user_home() -> str:
