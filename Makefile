@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench setup clean help
+.PHONY: demo test test-user lint bench setup clean help
 
 help:
 	@echo "make demo   set up .venv and run examples/hello.py as a workflow"
-	@echo "make test   set up what the tests need; lint, types, layers, tests"
+	@echo "make test   set up what the tests need; lint, types, layers, tests (as root: e2e twice)"
 	@echo "make lint   ruff, mypy --strict, import-linter"
 	@echo "make bench  throughput and latency on this machine"
 	@echo "make clean  remove .venv and caches"
@@ -17,6 +17,11 @@ demo: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+	@test "$$(id -u)" != 0 || $(MAKE) --no-print-directory test-user
+
+# As root the tests of real runs are run once more, as the ordinary user spellq-test.
+test-user: $(VENV)/.tested
+	$(BIN)/python -m tests.as_user $(BIN)/python -m pytest -p no:cacheprovider tests/e2e $(ARGS)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .

@@ -1,8 +1,10 @@
 """The real thing: the real command, a real daemon of a home of its own, real worlds."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +13,10 @@ import pytest
 
 from spellq_sdk import AsyncClient
 from spellq_sdk.daemon import LocalDaemon, ensure_daemon, stop_daemon
+from spellq_workers import link
+from tests.e2e.machine import Machine
 
+WORKERS = str(Path(link.__file__).parents[1])
 SPELLQ = Path(sys.executable).parent / "spellq"
 SCRIPTS = Path(__file__).parent / "scripts"
 
@@ -97,3 +102,75 @@ def project(tmp_path: Path) -> Path:
     project = tmp_path / "project"
     project.mkdir()
     return project
+
+
+@pytest.fixture
+async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
+    machine = Machine(tmp_path / "home")
+    yield machine
+    await machine.close()
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    folder = tmp_path / "code"
+    (folder / "src").mkdir(parents=True)
+    (folder / "src" / "train.py").write_text("original")
+    (folder / "unused.txt").write_text("unused")
+    return folder
+
+
+@pytest.fixture
+def folder_outside_tmp() -> Iterator[Path]:
+    """Where a world shows the host, unlike below /tmp."""
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> str:
+    if shutil.which("bwrap") is None and os.geteuid() == 0:
+        subprocess.run(["apt-get", "install", "-y", "bubblewrap"], check=True, capture_output=True)
+    program = shutil.which("bwrap")
+    assert program is not None, "these tests need bubblewrap: apt-get install bubblewrap"
+    return program
+
+
+@pytest.fixture
+def through_bubblewrap(bubblewrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other way into a world is tried, though there may be one."""
+    monkeypatch.setattr(link, "ways_in", lambda: [link.through_bubblewrap(bubblewrap)])
+
+
+@pytest.fixture
+def without_overlays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Helpers whose kernel refuses overlays."""
+    program = tmp_path / "helper_without_overlays.py"
+    program.write_text(
+        f"""if True:
+        import sys
+        sys.path.append({WORKERS!r})
+        from spellq_workers import helper, world
+        really = world.mount
+        def mount(source, target, kind, *others):
+            if kind == "overlay":
+                raise OSError(22, "mount of overlay: Invalid argument")
+            really(source, target, kind, *others)
+        world.mount = mount
+        helper.main()
+        """
+    )
+    monkeypatch.setattr(link, "HELPER", program)
+
+
+KINDS = {"at hand": None, "bubblewrap": "through_bubblewrap", "copies": "without_overlays"}
+
+
+@pytest.fixture(params=KINDS)
+def any_machine(request: pytest.FixtureRequest) -> Machine:
+    """Worlds made in the way that is at hand, and in each that another machine may need."""
+    fixture = KINDS[request.param]
+    if fixture is not None:
+        request.getfixturevalue(fixture)
+    machine: Machine = request.getfixturevalue("machine")
+    return machine

@@ -5,143 +5,28 @@ Where none can be made, `test_worlds_can_be_made_here` says what is missing.
 
 import fcntl
 import os
-import pwd
 import shutil
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import pytest
 
-from spellq.ports import ExecutionLost, Exit, Job, WorldError, WorldMount
+from spellq.ports import ExecutionLost, WorldError
 from spellq.trees import TreeEntry, make_tree
 from spellq_brokers.embedded.artifacts import DiskArtifacts
 from spellq_workers import link
 from spellq_workers.outputs import save, scan
-from spellq_workers.process import ProcessExecution, ProcessExecutor
-from spellq_workers.rawlog import OutputWatcher, RawLog
+from spellq_workers.process import ProcessExecution
 from spellq_workers.worldcheck import WorldReport, check_world
-
-ENVIRONMENT: Final = {
-    "PATH": "/usr/local/bin:/usr/bin:/bin",
-    "HOME": pwd.getpwuid(os.getuid()).pw_dir,
-    "USER": pwd.getpwuid(os.getuid()).pw_name,
-}
-
-WORKERS: Final = str(Path(link.__file__).parents[1])
-
-
-class Machine:
-    """An executor and the jobs given to it; `restart` is the death of the agent."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self._executors = [ProcessExecutor(home)]
-        self._runs = 0
-
-    @property
-    def executor(self) -> ProcessExecutor:
-        return self._executors[-1]
-
-    def restart(self) -> ProcessExecutor:
-        self._executors.append(ProcessExecutor(self.home))
-        return self.executor
-
-    async def prepare(
-        self,
-        command: str,
-        *,
-        slot: str = "cpu-0",
-        cwd: str = "",
-        code: Path | None = None,
-        mounts: dict[str, Path] | None = None,
-        environment: dict[str, str] | None = None,
-    ) -> ProcessExecution:
-        self._runs += 1
-        job = Job(
-            run=self._runs,
-            attempt=1,
-            slot=slot,
-            command=command,
-            cwd=cwd,
-            environment=ENVIRONMENT | (environment or {}),
-            code=str(code) if code else None,
-            mounts=tuple(
-                WorldMount(str(source), target) for target, source in (mounts or {}).items()
-            ),
-        )
-        return await self.executor.prepare(job)
-
-    async def start(
-        self,
-        command: str,
-        *,
-        slot: str = "cpu-0",
-        code: Path | None = None,
-        mounts: dict[str, Path] | None = None,
-    ) -> ProcessExecution:
-        execution = await self.prepare(command, slot=slot, code=code, mounts=mounts)
-        await execution.start()
-        return execution
-
-    async def run(
-        self,
-        command: str,
-        *,
-        cwd: str = "",
-        code: Path | None = None,
-        mounts: dict[str, Path] | None = None,
-        environment: dict[str, str] | None = None,
-    ) -> tuple[Exit, str]:
-        """Execute and discard; returns the end and the output."""
-        execution = await self.prepare(
-            command, cwd=cwd, code=code, mounts=mounts, environment=environment
-        )
-        await execution.start()
-        end = await execution.ended()
-        output = execution.output.read_text()
-        await execution.discard()
-        return end, output
-
-    async def close(self) -> None:
-        """Ends whatever a failed test may have left running."""
-        executor = ProcessExecutor(self.home)
-        for adopted in await executor.adopt():
-            await adopted.execution.kill()
-            await adopted.execution.discard()
-        for each in (*self._executors, executor):
-            await each.close()
-
-
-@pytest.fixture
-async def machine(tmp_path: Path) -> AsyncIterator[Machine]:
-    machine = Machine(tmp_path / "home")
-    yield machine
-    await machine.close()
-
-
-@pytest.fixture
-def code(tmp_path: Path) -> Path:
-    folder = tmp_path / "code"
-    (folder / "src").mkdir(parents=True)
-    (folder / "src" / "train.py").write_text("original")
-    (folder / "unused.txt").write_text("unused")
-    return folder
-
-
-async def _hear(execution: ProcessExecution, text: str) -> None:
-    """Wait until the command has written `text`."""
-    async with OutputWatcher() as watcher:
-        async for batch in RawLog(execution.output, 0, watcher).batches():
-            if any(piece.text == text for piece in batch):
-                return
-
+from tests.e2e.conftest import WORKERS
+from tests.e2e.machine import ENVIRONMENT, Machine, hear
 
 Faulty = Callable[[str, str], None]
 
@@ -242,20 +127,13 @@ async def test_two_worlds_see_their_own_files_under_one_path(
         mounts = {"/data": tmp_path / name}
         executions.append(await machine.start(command, slot=name, mounts=mounts))
     for execution in executions:
-        await _hear(execution, "ready")
+        await hear(execution, "ready")
     for execution in executions:
         await anyio.to_thread.run_sync((execution.files / "gate").write_text, "\n")
     for execution, name in zip(executions, ("left", "right"), strict=True):
         assert (await execution.ended()).code == 0
         assert execution.output.read_text() == f"ready\n{name}"
         await execution.discard()
-
-
-@pytest.fixture
-def folder_outside_tmp() -> Iterator[Path]:
-    """Where a world shows the host, unlike below /tmp."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        yield Path(folder)
 
 
 async def test_the_home_of_spellq_is_hidden(folder_outside_tmp: Path) -> None:
@@ -471,14 +349,14 @@ class Accomplice:
             command, slot="cpu-1", mounts=self._scripts, environment=self._meeting
         )
         await receiver.start()
-        await _hear(receiver, "ready")
+        await hear(receiver, "ready")
         giver = await self._machine.prepare(
             f"{before}; exec {sys.executable} -B /mnt/hand",
             mounts=self._scripts,
             environment=self._meeting | {"PLACE": place},
         )
         await giver.start()
-        await _hear(receiver, "received")
+        await hear(receiver, "received")
         assert (await giver.ended()).code == 0
         return giver, receiver
 
@@ -500,7 +378,7 @@ async def test_who_kept_a_folder_of_one_run_sees_nothing_of_the_next(
     following = await machine.start(
         f"touch {place}/1000000 2> /dev/null; echo B; mkfifo /spell/gate; read < /spell/gate"
     )
-    await _hear(following, "B")
+    await hear(following, "B")
     seen = await accomplice.see(receiver)
     assert "'1" not in seen  # neither its file nor, in /proc, its processes
     assert "B" not in seen
@@ -729,7 +607,7 @@ async def test_output_and_errors_go_to_one_file_in_order(machine: Machine) -> No
 
 async def test_stop_lets_the_command_clean_up(machine: Machine) -> None:
     execution = await machine.start("trap 'echo bye; exit 3' TERM; echo up; sleep 99 & wait")
-    await _hear(execution, "up")
+    await hear(execution, "up")
     await execution.stop(30)
     assert (await execution.ended()).code == 3
     assert execution.output.read_text() == "up\nbye\n"
@@ -737,7 +615,7 @@ async def test_stop_lets_the_command_clean_up(machine: Machine) -> None:
 
 async def test_a_command_that_ignores_stop_is_killed_after_the_grace(machine: Machine) -> None:
     execution = await machine.start("trap '' TERM; echo up; while :; do sleep 99; done")
-    await _hear(execution, "up")
+    await hear(execution, "up")
     await execution.stop(0.05)
     end = await execution.ended()
     assert (end.code, end.signal) == (137, signal.SIGKILL)
@@ -748,7 +626,7 @@ async def test_no_descendant_outlives_its_command(machine: Machine) -> None:
     execution = await machine.start(
         "mkfifo gate; (setsid sh -c 'flock 9; echo locked; sleep 99' &) 9> lock; read < gate"
     )
-    await _hear(execution, "locked")
+    await hear(execution, "locked")
     with (execution.files / "lock").open("w") as lock:
         with pytest.raises(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -759,7 +637,7 @@ async def test_no_descendant_outlives_its_command(machine: Machine) -> None:
 
 async def test_kill_ends_everything_at_once(machine: Machine) -> None:
     execution = await machine.start("trap '' TERM; echo up; sleep 99")
-    await _hear(execution, "up")
+    await hear(execution, "up")
     await execution.kill()
     assert (await execution.ended()).code == 137
 
@@ -847,7 +725,7 @@ async def test_a_command_too_long_to_be_executed_says_so(machine: Machine) -> No
 
 async def test_a_running_command_is_found_again(machine: Machine) -> None:
     execution = await machine.start("mkfifo gate; echo up; read < gate; exit 7")
-    await _hear(execution, "up")
+    await hear(execution, "up")
     [adopted] = await machine.restart().adopt()
     assert adopted.started
     assert (adopted.execution.run, adopted.execution.slot) == (1, "cpu-0")
@@ -887,7 +765,7 @@ async def test_a_prepared_world_is_found_unstarted(machine: Machine) -> None:
 
 async def test_a_command_whose_helper_was_killed_is_lost(machine: Machine) -> None:
     execution = await machine.start("echo up; sleep 99")
-    await _hear(execution, "up")
+    await hear(execution, "up")
     os.kill(_helper(machine), signal.SIGKILL)
     with pytest.raises(ExecutionLost):
         await execution.ended()
@@ -927,7 +805,7 @@ async def test_a_mount_point_removed_on_the_host_harms_no_later_run(
     point = folder_outside_tmp / "point"
     point.mkdir()
     execution = await machine.start("echo up; sleep 99", mounts={str(point): tmp_path})
-    await _hear(execution, "up")
+    await hear(execution, "up")
     point.rmdir()
     await execution.kill()
     await execution.ended()
@@ -941,7 +819,7 @@ async def test_a_helper_that_does_not_answer_loses_nothing(
 ) -> None:
     monkeypatch.setattr(link, "ANSWER_SECONDS", 0.2)
     execution = await machine.start("echo up; sleep 99")
-    await _hear(execution, "up")
+    await hear(execution, "up")
     helper = _helper(machine)
     os.kill(helper, signal.SIGSTOP)
     try:
@@ -1015,7 +893,7 @@ async def test_what_cannot_be_removed_or_read_keeps_no_agent_from_starting(
 
 async def test_a_cancelled_wait_loses_nothing(machine: Machine) -> None:
     execution = await machine.start("mkfifo gate; echo up; read < gate; exit 7")
-    await _hear(execution, "up")
+    await hear(execution, "up")
     with anyio.CancelScope() as scope:
         scope.cancel()
         await execution.ended()

@@ -1,0 +1,106 @@
+"""An executor of real worlds, as the tests of worlds use it."""
+
+import os
+import pwd
+from pathlib import Path
+from typing import Final
+
+from spellq.ports import Exit, Job, WorldMount
+from spellq_workers.process import ProcessExecution, ProcessExecutor
+from spellq_workers.rawlog import OutputWatcher, RawLog
+
+ENVIRONMENT: Final = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": pwd.getpwuid(os.getuid()).pw_dir,
+    "USER": pwd.getpwuid(os.getuid()).pw_name,
+}
+
+
+class Machine:
+    """An executor and the jobs given to it; `restart` is the death of the agent."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._executors = [ProcessExecutor(home)]
+        self._runs = 0
+
+    @property
+    def executor(self) -> ProcessExecutor:
+        return self._executors[-1]
+
+    def restart(self) -> ProcessExecutor:
+        self._executors.append(ProcessExecutor(self.home))
+        return self.executor
+
+    async def prepare(
+        self,
+        command: str,
+        *,
+        slot: str = "cpu-0",
+        cwd: str = "",
+        code: Path | None = None,
+        mounts: dict[str, Path] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> ProcessExecution:
+        self._runs += 1
+        job = Job(
+            run=self._runs,
+            attempt=1,
+            slot=slot,
+            command=command,
+            cwd=cwd,
+            environment=ENVIRONMENT | (environment or {}),
+            code=str(code) if code else None,
+            mounts=tuple(
+                WorldMount(str(source), target) for target, source in (mounts or {}).items()
+            ),
+        )
+        return await self.executor.prepare(job)
+
+    async def start(
+        self,
+        command: str,
+        *,
+        slot: str = "cpu-0",
+        code: Path | None = None,
+        mounts: dict[str, Path] | None = None,
+    ) -> ProcessExecution:
+        execution = await self.prepare(command, slot=slot, code=code, mounts=mounts)
+        await execution.start()
+        return execution
+
+    async def run(
+        self,
+        command: str,
+        *,
+        cwd: str = "",
+        code: Path | None = None,
+        mounts: dict[str, Path] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> tuple[Exit, str]:
+        """Execute and discard; returns the end and the output."""
+        execution = await self.prepare(
+            command, cwd=cwd, code=code, mounts=mounts, environment=environment
+        )
+        await execution.start()
+        end = await execution.ended()
+        output = execution.output.read_text()
+        await execution.discard()
+        return end, output
+
+    async def close(self) -> None:
+        """Ends whatever a failed test may have left running."""
+        executor = ProcessExecutor(self.home)
+        for adopted in await executor.adopt():
+            await adopted.execution.kill()
+            await adopted.execution.discard()
+        for each in (*self._executors, executor):
+            await each.close()
+
+
+async def hear(execution: ProcessExecution, text: str) -> None:
+    """Wait until the command has written `text`."""
+    async with OutputWatcher() as watcher:
+        async for batch in RawLog(execution.output, 0, watcher).batches():
+            if any(piece.text == text for piece in batch):
+                return
