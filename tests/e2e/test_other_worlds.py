@@ -1,4 +1,4 @@
-"""The same world where machines differ: through bubblewrap, without overlays, without namespaces."""
+"""The same world where machines differ: through bubblewrap, or with copies for overlays."""
 
 import os
 import subprocess
@@ -18,7 +18,8 @@ from tests.e2e.conftest import SPELLQ, Installation
 from tests.e2e.machine import Machine, hear
 
 LOOKING: Final = """
-id -u; id -g; whoami; pwd; ls -l; ls -A /tmp ~; ls / /dev; grep -E '^(Cap[^B]|NoNew|NSpid)' /proc/self/status
+id -u; id -g; whoami; pwd; ls -l; ls -A /tmp ~; ls / /dev /run
+grep -E '^(Cap[^B]|NoNew|NSpid)' /proc/self/status
 stat -c '%a %U' /spell /tmp ~ train.py; touch /usr/x; umount /tmp; cat /proc/sys/kernel/hostname
 """
 
@@ -134,7 +135,7 @@ async def test_copies_are_compared_after_the_agents_death_too(
 ) -> None:
     await _ended(machine, "echo more >> src/train.py; echo new > model", linked)
     [adopted] = await machine.restart().adopt()
-    found = await scan(adopted.execution.files, SNAPSHOT, ())
+    found = await scan(Path(adopted.execution.files), SNAPSHOT, ())
     assert [file.path for file in found.files] == ["model", "src/train.py"]
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +20,8 @@ import pytest
 
 from spellq.ports import ExecutionLost, WorldError
 from spellq.trees import TreeEntry, make_tree
-from spellq_brokers.embedded.artifacts import DiskArtifacts
 from spellq_workers import link
-from spellq_workers.outputs import save, scan
+from spellq_workers.outputs import scan
 from spellq_workers.process import ProcessExecution
 from spellq_workers.worldcheck import WorldReport, check_world
 from tests.e2e.conftest import WORKERS
@@ -243,39 +242,6 @@ async def test_a_command_has_no_capability_and_cannot_unmount(machine: Machine) 
         assert end.code != 0
 
 
-UNCOVERING: Final = """
-import ctypes, os
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.unshare(0x10000000 | 0x20000) == 0:  # CLONE_NEWUSER | CLONE_NEWNS
-    print("powerful", flush=True)
-def tried(what, result):
-    if result == 0:
-        print("did", what, flush=True)
-for place in (b"/.host", b"/spell", b"/tmp", b"/proc", b"/dev/shm", b"/dev"):
-    tried(f"unmount {place}", libc.umount2(place, 2))
-for place in (b"/", b"/usr", b"/etc", b"/proc", b"/dev"):
-    tried(f"remount {place}", libc.mount(None, place, None, 4096 | 32, None))
-tried("copy of one layer", libc.mount(b"/", b"/tmp", None, 4096, None))
-for place in ("/usr/x", "/proc/sys/kernel/core_pattern", "/dev/x", "/new"):
-    try:
-        open(place, "a").close()
-        print("wrote", place)
-    except OSError:
-        pass
-print(os.listdir("/.host"))
-"""
-
-
-async def test_a_user_namespace_of_its_own_uncovers_nothing(
-    machine: Machine, tmp_path: Path
-) -> None:
-    (tmp_path / "uncover.py").write_text(UNCOVERING)
-    _, output = await machine.run(
-        f"{sys.executable} /mnt/uncover.py", mounts={"/mnt/uncover.py": tmp_path / "uncover.py"}
-    )
-    assert output == "powerful\n[]\n"  # a host that forbids such namespaces proves nothing here
-
-
 @pytest.mark.usefixtures("without_setpcap")
 async def test_without_giving_up_capabilities_nothing_is_executed(machine: Machine) -> None:
     for _ in range(2):
@@ -300,131 +266,6 @@ async def test_a_command_cannot_look_into_the_helper(machine: Machine, secret: s
 async def test_a_command_does_not_inherit_the_helpers_files(machine: Machine) -> None:
     _, output = await machine.run("for f in /proc/$$/fd/*; do readlink $f; done | sort -u")
     assert [line for line in output.splitlines() if not line.endswith(("null", "output"))] == []
-
-
-HANDING_OVER: Final = """
-import array, os, socket
-peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-peer.connect("\\0" + os.environ["MEETING"])
-kept = [os.open(os.environ["PLACE"], os.O_RDONLY), 1]
-peer.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", kept))])
-peer.recv(1)
-"""
-RECEIVING: Final = """
-import array, os, socket
-listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-listener.bind("\\0" + os.environ["MEETING"])
-listener.listen()
-print("ready", flush=True)
-peer, _ = listener.accept()
-_, [(_, _, descriptors)], _, _ = peer.recvmsg(1, 1000)
-place, output = array.array("i", descriptors)
-peer.send(b"x")
-print("received", flush=True)
-open("gate").read()
-os.write(output, b"forged")
-if "victim" in os.listdir(place):
-    os.chmod("victim", 0o644, dir_fd=place)
-    os.write(os.open("victim", os.O_WRONLY, dir_fd=place), b"forged")
-print(os.listdir(place), [open(f"/proc/self/fd/{output}").read()])
-"""
-
-
-class Accomplice:
-    """A run beside `cpu-0` that gets a folder and the output of one in `cpu-0`, and keeps them."""
-
-    def __init__(self, machine: Machine, folder: Path) -> None:
-        self._machine = machine
-        self._scripts = {"/mnt/hand": folder / "hand.py", "/mnt/receive": folder / "receive.py"}
-        self._scripts["/mnt/hand"].write_text(HANDING_OVER)
-        self._scripts["/mnt/receive"].write_text(RECEIVING)
-        self._meeting = {"MEETING": str(folder)}
-
-    async def meet(
-        self, place: str, before: str = ":"
-    ) -> tuple[ProcessExecution, ProcessExecution]:
-        """(the run that handed `place` over, ended; the run that holds it)"""
-        command = f"mkfifo gate; exec {sys.executable} -B /mnt/receive"
-        receiver = await self._machine.prepare(
-            command, slot="cpu-1", mounts=self._scripts, environment=self._meeting
-        )
-        await receiver.start()
-        await hear(receiver, "ready")
-        giver = await self._machine.prepare(
-            f"{before}; exec {sys.executable} -B /mnt/hand",
-            mounts=self._scripts,
-            environment=self._meeting | {"PLACE": place},
-        )
-        await giver.start()
-        await hear(receiver, "received")
-        assert (await giver.ended()).code == 0
-        return giver, receiver
-
-    async def see(self, receiver: ProcessExecution) -> str:
-        """What it finds in what it holds now, before it writes there."""
-        await anyio.to_thread.run_sync((receiver.files / "gate").write_text, "\n")
-        assert (await receiver.ended()).code == 0
-        return receiver.output.read_text().splitlines()[-1]
-
-
-@pytest.mark.parametrize("place", ["/tmp", "/dev/shm", "~", "/spell", "/proc"])
-async def test_who_kept_a_folder_of_one_run_sees_nothing_of_the_next(
-    machine: Machine, tmp_path: Path, place: str
-) -> None:
-    """Though the first left no trace, so that its world would have been used again."""
-    accomplice = Accomplice(machine, tmp_path)
-    giver, receiver = await accomplice.meet(place.replace("~", ENVIRONMENT["HOME"]))
-    await giver.discard()
-    following = await machine.start(
-        f"touch {place}/1000000 2> /dev/null; echo B; mkfifo /spell/gate; read < /spell/gate"
-    )
-    await hear(following, "B")
-    seen = await accomplice.see(receiver)
-    assert "'1" not in seen  # neither its file nor, in /proc, its processes
-    assert "B" not in seen
-    assert following.output.read_text() == "B\n"
-
-
-@pytest.fixture
-async def artifacts(machine: Machine) -> DiskArtifacts:
-    return await DiskArtifacts.make(machine.home / "artifacts")
-
-
-async def _save(
-    execution: ProcessExecution, artifacts: DiskArtifacts
-) -> dict[str, tuple[bytes, int]]:
-    """The saved contents, and how many names each one's file has."""
-
-    async def say(_: Sequence[str]) -> None:
-        pass
-
-    tree = await save(await scan(execution.files, None, ()), artifacts, say)
-    found = {}
-    for entry in tree.entries:
-        path = await artifacts.local_path(entry.sha256 or "")
-        found[entry.path] = path.read_bytes(), path.stat().st_nlink
-    return found
-
-
-async def test_outputs_somebody_still_holds_are_copied(
-    machine: Machine, tmp_path: Path, artifacts: DiskArtifacts
-) -> None:
-    accomplice = Accomplice(machine, tmp_path)
-    giver, receiver = await accomplice.meet("/spell", "echo true > victim")
-    found = await _save(giver, artifacts)
-    assert "victim" in await accomplice.see(receiver)
-    assert (giver.files / "victim").read_text() == "forged"
-    assert found == {"victim": (b"true\n", 1)}
-
-
-@pytest.mark.parametrize("mounted", [False, True])
-async def test_outputs_nobody_holds_are_moved(
-    machine: Machine, tmp_path: Path, artifacts: DiskArtifacts, mounted: bool
-) -> None:
-    mounts = {"/spell/in/data": tmp_path} if mounted else None
-    execution = await machine.start("echo true > made", mounts=mounts)
-    await execution.ended()
-    assert await _save(execution, artifacts) == {"made": (b"true\n", 2)}
 
 
 # Mounts

@@ -54,7 +54,7 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from spellq_workers.mounts import give_up_privileges, is_below
 from spellq_workers.places import Refused
-from spellq_workers.privileges import NO_ENTRY, enter_namespaces
+from spellq_workers.privileges import NO_ENTRY, enter_namespaces, keep_apart
 from spellq_workers.runfolder import Message, RunFolder
 from spellq_workers.world import RUN_DIRECTORY, World
 
@@ -336,6 +336,7 @@ class Helper:
             config = self._config
             world = World(config["slot"], config["cover"], config["visible"])
             give_up_privileges()
+            keep_apart()
             self._world = world
         folder = self._world.prepare(
             request["folder"], request["home"], request["code"], request["mounts"]

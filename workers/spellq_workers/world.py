@@ -1,8 +1,8 @@
 """The world of a slot: what its commands see as `/`. Only the standard library; see helper.py.
 
-The host's folders, read-only, in a tmpfs root; its own /proc and /dev; and for each run /spell,
-/tmp and the home folder, its mounts, and the `visible` folders wherever one of those, or the cover,
-would hide them.
+The host's folders, read-only, in a tmpfs root; its own /proc, /dev and /run; and for each run
+/spell, /tmp and the home folder, its mounts, and the `visible` folders wherever one of those, or
+the cover, would hide them.
 
 Built once, in a mount namespace no command is ever in. A run gets a copy of that namespace, where
 its places are made, and which ends with it: so a descriptor that somebody kept from it leads into
@@ -49,7 +49,20 @@ RUN_DIRECTORY = "/spell"
 _TMP = "/tmp"  # noqa: S108
 _SHM = "/dev/shm"  # noqa: S108
 _HOST = "/.host"
-_OWN = ("proc", "dev", _TMP[1:], RUN_DIRECTORY[1:])
+_RUN = "/run"
+_OWN = ("proc", "dev", _RUN[1:], _TMP[1:], RUN_DIRECTORY[1:])
+_SHOWN_OF_RUN = (
+    "systemd/resolve",
+    "resolvconf",
+    "NetworkManager/resolv.conf",
+    "NetworkManager/no-stub-resolv.conf",
+    "udev",
+    "opengl-driver",
+    "opengl-driver-32",
+    "current-system",
+)
+"""Names, devices and drivers. What else listens there would act for a command outside its world:
+the user's own systemd, say, or Docker for root."""
 _COMMON = ("/dev/pts", _SHM, "/proc")
 """What one run after the other sees."""
 _NOBODYS = ("/proc", "/sys", "/dev", _HOST)
@@ -193,7 +206,7 @@ class World:
                     _copy_code(host.at(code), host.at(folder))
                 places.bind_own(host.at(folder + "/files"), RUN_DIRECTORY)
             places.bind_own(host.at(folder + "/tmp"), _TMP)  # noqa: S108
-            hiding = [_TMP, self._cover]
+            hiding = [_TMP, _RUN, self._cover]
             if (home_place := _home_place(home)) is not None:
                 places.bind_own(host.at(folder + "/home"), home_place)
                 hiding.append(home_place)
@@ -262,6 +275,10 @@ class World:
                     print(f"left out of the world: {error}", file=sys.stderr)  # noqa: T201
         for name in _OWN:
             os.mkdir(f"/{name}")
+        for name in _SHOWN_OF_RUN:
+            if os.path.lexists(f"{_HOST}{_RUN}/{name}"):
+                os.makedirs(os.path.dirname(f"{_RUN}/{name}"), exist_ok=True)
+                bind_entry(f"{_HOST}{_RUN}/{name}", f"{_RUN}/{name}")
         _mount_proc()
         mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
         _add_devices()
