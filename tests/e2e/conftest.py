@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from spellq_brokers.embedded.artifacts import DiskArtifacts
 from spellq_sdk import AsyncClient
 from spellq_sdk.daemon import LocalDaemon, ensure_daemon, stop_daemon
 from spellq_workers import link
@@ -174,3 +175,8 @@ def any_machine(request: pytest.FixtureRequest) -> Machine:
         request.getfixturevalue(fixture)
     machine: Machine = request.getfixturevalue("machine")
     return machine
+
+
+@pytest.fixture
+async def artifacts(machine: Machine) -> DiskArtifacts:
+    return await DiskArtifacts.make(machine.home / "artifacts")

@@ -2,10 +2,13 @@
 
 import os
 import pwd
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from spellq.ports import Exit, Job, WorldMount
+from spellq_brokers.embedded.artifacts import DiskArtifacts
+from spellq_workers.outputs import save, scan
 from spellq_workers.process import ProcessExecution, ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher, RawLog
 
@@ -104,3 +107,19 @@ async def hear(execution: ProcessExecution, text: str) -> None:
         async for batch in RawLog(execution.output, 0, watcher).batches():
             if any(piece.text == text for piece in batch):
                 return
+
+
+async def saved_contents(
+    execution: ProcessExecution, artifacts: DiskArtifacts
+) -> dict[str, tuple[bytes, int]]:
+    """The saved contents, and how many names each one's file has."""
+
+    async def say(_: Sequence[str]) -> None:
+        pass
+
+    tree = await save(await scan(execution.files, None, ()), artifacts, say)
+    found = {}
+    for entry in tree.entries:
+        path = await artifacts.local_path(entry.sha256 or "")
+        found[entry.path] = path.read_bytes(), path.stat().st_nlink
+    return found

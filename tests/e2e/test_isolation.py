@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +15,9 @@ import pytest
 
 from spellq_brokers.embedded.artifacts import DiskArtifacts
 from spellq_workers import link
-from spellq_workers.outputs import save, scan
 from spellq_workers.process import ProcessExecution
 from tests.e2e.conftest import WORKERS
-from tests.e2e.machine import ENVIRONMENT, Machine, hear
+from tests.e2e.machine import ENVIRONMENT, Machine, hear, saved_contents
 
 # What it cannot read
 
@@ -334,34 +333,13 @@ async def test_who_kept_a_folder_of_one_run_sees_nothing_of_the_next(
     assert following.output.read_text() == "B\n"
 
 
-@pytest.fixture
-async def artifacts(machine: Machine) -> DiskArtifacts:
-    return await DiskArtifacts.make(machine.home / "artifacts")
-
-
-async def _save(
-    execution: ProcessExecution, artifacts: DiskArtifacts
-) -> dict[str, tuple[bytes, int]]:
-    """The saved contents, and how many names each one's file has."""
-
-    async def say(_: Sequence[str]) -> None:
-        pass
-
-    tree = await save(await scan(execution.files, None, ()), artifacts, say)
-    found = {}
-    for entry in tree.entries:
-        path = await artifacts.local_path(entry.sha256 or "")
-        found[entry.path] = path.read_bytes(), path.stat().st_nlink
-    return found
-
-
 @pytest.mark.usefixtures("before_linux_6_12")
 async def test_outputs_somebody_still_holds_are_copied(
     machine: Machine, tmp_path: Path, artifacts: DiskArtifacts
 ) -> None:
     accomplice = Accomplice(machine, tmp_path)
     giver, receiver = await accomplice.meet("/spell", "echo true > victim")
-    found = await _save(giver, artifacts)
+    found = await saved_contents(giver, artifacts)
     assert "victim" in await accomplice.see(receiver)
     assert (giver.files / "victim").read_text() == "forged"
     assert found == {"victim": (b"true\n", 1)}
@@ -374,4 +352,4 @@ async def test_outputs_nobody_holds_are_moved(
     mounts = {"/spell/in/data": tmp_path} if mounted else None
     execution = await machine.start("echo true > made", mounts=mounts)
     await execution.ended()
-    assert await _save(execution, artifacts) == {"made": (b"true\n", 2)}
+    assert await saved_contents(execution, artifacts) == {"made": (b"true\n", 2)}

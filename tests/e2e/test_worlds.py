@@ -20,12 +20,13 @@ import pytest
 
 from spellq.ports import ExecutionLost, WorldError
 from spellq.trees import TreeEntry, make_tree
+from spellq_brokers.embedded.artifacts import DiskArtifacts
 from spellq_workers import link
-from spellq_workers.outputs import scan
+from spellq_workers.outputs import is_untouched, scan
 from spellq_workers.process import ProcessExecution
 from spellq_workers.worldcheck import WorldReport, check_world
 from tests.e2e.conftest import WORKERS
-from tests.e2e.machine import ENVIRONMENT, Machine, hear
+from tests.e2e.machine import ENVIRONMENT, Machine, hear, saved_contents
 
 Faulty = Callable[[str, str], None]
 
@@ -424,6 +425,30 @@ async def test_outputs_are_what_is_new_or_changed_and_never_a_mount(
     await execution.discard()
     assert (code / "src" / "train.py").read_text() == "original"
     assert (code / "unused.txt").exists()
+
+
+CLOSED: Final = ["d/f", "g", "r/only/read", "src/new"]
+
+
+async def test_what_a_command_closed_is_saved_and_removed_all_the_same(
+    machine: Machine, code: Path, artifacts: DiskArtifacts
+) -> None:
+    """Closed even to its own user, who may be an ordinary one."""
+    execution = await machine.start(
+        "mkdir -p d r/only; for f in d/f g r/only/read src/new; do printf $f > $f; done; "
+        "rm src/train.py; chmod 0 d/f d g /tmp src; chmod 400 r/only r; mkdir ~/x; touch ~/x/y; "
+        "chmod 555 ~/x; chmod 0 /spell ~",
+        code=code,
+    )
+    assert (await execution.ended()).code == 0
+    assert not is_untouched(execution.files)
+    saved = await saved_contents(execution, artifacts)
+    assert {path: content for path, (content, _) in saved.items()} == {
+        path: path.encode() for path in CLOSED
+    }
+    await execution.discard()
+    await machine.executor.close()
+    assert not list((machine.home / "agent" / "slots" / "cpu-0").glob("*-*"))
 
 
 # Ends

@@ -2,13 +2,16 @@
 
 Whoever wrote in them may still do so. Everything goes by descriptors, one name at a time, so that
 neither a link put in the place of a folder nor a path longer than the system's limit matters.
-Only the standard library: the slot helper uses it too.
+What a command closed to its own user is opened up again, so that it makes no difference whose
+user that is: root passes every mode. Only the standard library: the slot helper uses it too.
 """
 
 import os
 import stat
+from contextlib import suppress
 from itertools import count
 
+_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -20,11 +23,11 @@ def open_folder(path: str, within: int | None = None) -> int:
         OSError: there is none; of a path `within`, some part is no folder but a link, say.
     """
     if within is None:
-        return os.open(path, _FOLDER)
+        return _open(path, _FOLDER, None)
     folder = os.dup(within)
     for name in filter(None, path.split("/")):
         try:
-            inner = os.open(name, _FOLDER, dir_fd=folder)
+            inner = _open(name, _FOLDER, folder)
         finally:
             os.close(folder)
         folder = inner
@@ -37,7 +40,7 @@ def open_file(name: str, folder: int) -> int:
     Raises:
         OSError: there is none, or something else.
     """
-    file = os.open(name, _FILE, dir_fd=folder)
+    file = _open(name, _FILE, folder)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
         raise OSError(f"{name!r} is no regular file")
@@ -58,7 +61,8 @@ def remove(path: str) -> None:
         empty(folder)
     finally:
         os.close(folder)
-    os.rmdir(path)
+    with suppress(FileNotFoundError):  # two may remove it at once
+        os.rmdir(path)
 
 
 def empty(folder: int) -> None:
@@ -76,7 +80,7 @@ def empty(folder: int) -> None:
     while pending:
         name = pending.pop()
         try:
-            inner = os.open(name, _FOLDER, dir_fd=folder)
+            inner = _open(name, _FOLDER, folder)
             try:
                 for below, moved in zip(_remove_files(inner, faults), unused, strict=False):
                     os.rename(below, moved, src_dir_fd=inner, dst_dir_fd=folder)
@@ -98,13 +102,38 @@ def _remove_files(folder: int, faults: list[OSError]) -> list[str]:
     with os.scandir(folder) as entries:
         found = list(entries)
     for entry in found:
-        if entry.is_dir(follow_symlinks=False):
-            folders.append(entry.name)
-            continue
         try:
-            os.unlink(entry.name, dir_fd=folder)
+            if entry.is_dir(follow_symlinks=False):
+                _open_up(entry.name, folder)
+                folders.append(entry.name)
+            else:
+                os.unlink(entry.name, dir_fd=folder)
         except FileNotFoundError:
             continue
         except OSError as error:
             faults.append(error)
     return folders
+
+
+def _open(name: str, flags: int, folder: int | None) -> int:
+    try:
+        opened = os.open(name, flags, dir_fd=folder)
+    except PermissionError:
+        _open_up(name, folder)
+        return os.open(name, flags, dir_fd=folder)
+    mode = os.fstat(opened).st_mode
+    if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
+        os.fchmod(opened, stat.S_IMODE(mode) | stat.S_IRWXU)
+    return opened
+
+
+def _open_up(name: str, folder: int | None) -> None:
+    """Give a folder's owner all rights to it, a file's to read it."""
+    place = os.open(name, _PLACE, dir_fd=folder)
+    try:
+        mode = os.fstat(place).st_mode
+        wanted = stat.S_IRWXU if stat.S_ISDIR(mode) else stat.S_IRUSR
+        if mode & wanted != wanted:
+            os.chmod(f"/proc/self/fd/{place}", stat.S_IMODE(mode) | wanted)
+    finally:
+        os.close(place)

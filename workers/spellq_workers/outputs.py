@@ -49,8 +49,11 @@ class Scan(Struct, frozen=True):
 
 def is_untouched(files: Path) -> bool:
     """Whether the run's folder holds nothing at all: one system call, no thread."""
-    with os.scandir(files) as entries:
-        return next(entries, None) is None
+    try:
+        with os.scandir(files) as entries:
+            return next(entries, None) is None
+    except PermissionError:  # the command closed it, even to its own user
+        return False
 
 
 async def scan(files: Path, snapshot: Tree | None, mount_targets: Sequence[str]) -> Scan:
