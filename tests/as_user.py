@@ -26,6 +26,8 @@ from spellq_workers.mounts import (
 )
 
 USER: Final = "spellq-test"
+GROUP: Final = "users"
+"""A second group for them, as most people have one."""
 CHECKOUT: Final = Path(__file__).parents[1]
 
 
@@ -49,7 +51,7 @@ def _user() -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(USER)
     except KeyError:
-        subprocess.run(["useradd", "--create-home", USER], check=True)
+        subprocess.run(["useradd", "--create-home", "--groups", GROUP, USER], check=True)
         return pwd.getpwnam(USER)
 
 

@@ -172,3 +172,31 @@ def test_a_home_on_an_overlay(own: Installation, project: Path, tmp_path: Path) 
     assert "trained" in told.stdout
     saved = [line for line in told.stdout.splitlines() if "Saving" in line]
     assert [line.split()[-1] for line in saved] == ["'/spell/model'"]
+
+
+@pytest.fixture
+def shared_folder(tmp_path: Path) -> Path:
+    """A folder of a group, to which belongs whatever is made in it."""
+    folder = tmp_path / "group"
+    folder.mkdir()
+    groups = (
+        [100] if os.geteuid() == 0 else [each for each in os.getgroups() if each != os.getegid()]
+    )
+    assert groups, "this test needs a user with a second group"
+    os.chown(folder, -1, groups[0])
+    folder.chmod(0o2770)
+    return folder
+
+
+async def test_a_home_in_a_groups_folder(shared_folder: Path) -> None:
+    """An ordinary user's world knows no other group, so no overlay could copy up what is its."""
+    machine = Machine(shared_folder / "home")
+    code = shared_folder / "code"
+    code.mkdir()
+    (code / "train.py").write_text("original")
+    try:
+        end, output = await machine.run("echo more >> train.py && cat train.py", code=code)
+    finally:
+        await machine.close()
+    assert (end.code, output) == (0, "originalmore\n")
+    assert (code / "train.py").read_text() == "original"
