@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -180,6 +181,15 @@ async def test_only_harmless_devices_are_there(machine: Machine) -> None:
 async def test_the_interpreter_and_its_packages_are_there(machine: Machine) -> None:
     end, output = await machine.run(f"{sys.executable} -c 'import spellq; print(\"fine\")'")
     assert (end.code, output) == (0, "fine\n")
+
+
+async def test_names_are_resolved_as_on_the_host(machine: Machine) -> None:
+    """Its file is a link into /run, where most hosts have it made; of /run little is there."""
+    see = "cat /etc/resolv.conf"
+    there = await anyio.run_process(["sh", "-c", see], check=False, stderr=subprocess.STDOUT)
+    _, output = await machine.run(f"{see}; touch /run/x")
+    assert output.startswith(there.stdout.decode())
+    assert output.endswith("touch: cannot touch '/run/x': Read-only file system\n")
 
 
 @pytest.mark.parametrize("place", ["/spell", "/tmp", "~", "/dev/shm"])

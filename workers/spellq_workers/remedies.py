@@ -18,7 +18,7 @@ def world_problem(error: str, settings: Path = _SETTINGS) -> str:
 
 
 def _remedy(error: str, settings: Path) -> str:
-    if "namespaces" in error:
+    if "namespaces" in error or (_is_restricted(settings) and os.geteuid() != 0):
         return _namespaces(settings)
     if "capabilities" in error:
         return (
@@ -45,7 +45,7 @@ def _namespaces(settings: Path) -> str:
             "Only root may make user namespaces here. Allow them to all: "
             "sudo sysctl -w kernel.unprivileged_userns_clone=1"
         )
-    if _value(settings, "kernel/apparmor_restrict_unprivileged_userns") == 1:
+    if _is_restricted(settings):
         return (
             "AppArmor lets only programs with a profile make user namespaces. Give one to this "
             f"Python:\n{apparmor_profile()}\n"
@@ -57,6 +57,10 @@ def _namespaces(settings: Path) -> str:
         "AppArmor unconfined. Elsewhere, bubblewrap may be allowed to make them: "
         "sudo apt-get install bubblewrap"
     )
+
+
+def _is_restricted(settings: Path) -> bool:
+    return _value(settings, "kernel/apparmor_restrict_unprivileged_userns") == 1
 
 
 def apparmor_profile() -> str:

@@ -15,6 +15,7 @@ import errno
 import os
 import stat
 import sys
+from contextlib import suppress
 from fnmatch import fnmatch
 from typing import NamedTuple
 
@@ -54,8 +55,7 @@ _OWN = ("proc", "dev", _RUN[1:], _TMP[1:], RUN_DIRECTORY[1:])
 _SHOWN_OF_RUN = (
     "systemd/resolve",
     "resolvconf",
-    "NetworkManager/resolv.conf",
-    "NetworkManager/no-stub-resolv.conf",
+    "nscd",
     "udev",
     "opengl-driver",
     "opengl-driver-32",
@@ -275,10 +275,7 @@ class World:
                     print(f"left out of the world: {error}", file=sys.stderr)  # noqa: T201
         for name in _OWN:
             os.mkdir(f"/{name}")
-        for name in _SHOWN_OF_RUN:
-            if os.path.lexists(f"{_HOST}{_RUN}/{name}"):
-                os.makedirs(os.path.dirname(f"{_RUN}/{name}"), exist_ok=True)
-                bind_entry(f"{_HOST}{_RUN}/{name}", f"{_RUN}/{name}")
+        _show_of_run()
         _mount_proc()
         mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
         _add_devices()
@@ -337,6 +334,19 @@ def _home_place(home: str) -> str | None:
     if not home.startswith("/") or any(is_below(place, no) for no in (*_NOBODYS, RUN_DIRECTORY)):
         raise Refused(f"The home folder of this user, {home!r}, cannot be one in a run's world.")
     return place
+
+
+def _show_of_run() -> None:
+    places = [f"{_RUN}/{name}" for name in _SHOWN_OF_RUN]
+    with suppress(OSError):  # no link, so in no need of anything
+        places.append(
+            os.path.normpath(os.path.join("/etc", os.readlink(f"{_HOST}/etc/resolv.conf")))
+        )
+    for place in places:
+        wanted = is_below(place, _RUN) and os.path.lexists(_HOST + place)
+        if wanted and not os.path.lexists(place):
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            bind_entry(_HOST + place, place)
 
 
 def _mount_proc() -> None:
