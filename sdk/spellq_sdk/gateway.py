@@ -114,9 +114,11 @@ class Gateway:
                 break
         return found
 
-    async def end(self, run: int, how: str) -> RunReply:
-        """`how` is "stop" or "kill"."""
-        return await self.transport.request("POST", f"/api/runs/{run}/{how}", reply=RunReply)
+    async def end(self, run: int, how: str, grace_seconds: float | None = None) -> RunReply:
+        """`how` is "stop", whose grace may be given, or "kill"."""
+        query = [] if grace_seconds is None else [("grace_seconds", repr(grace_seconds))]
+        path = f"/api/runs/{run}/{how}"
+        return await self.transport.request("POST", path, reply=RunReply, query=query)
 
     async def label(self, run: int, change: LabelRequest) -> RunView:
         path = f"/api/runs/{run}/labels"

@@ -60,6 +60,7 @@ def create(
     command: tuple[str, ...],
     environment: dict[str, str],
     description: str | None,
+    grace: float | None,
     background: bool,
     verbose: bool,
     no_untracked: bool,
@@ -68,7 +69,11 @@ def create(
     """Launch COMMAND as the master run of a new workflow, and follow its log."""
     check_json(as_json, background)
     name = program()
-    options: dict[str, Any] = {"command": shell_command(command), "envvars": environment}
+    options: dict[str, Any] = {
+        "command": shell_command(command),
+        "envvars": environment,
+        "grace_seconds": grace,
+    }
     launched: list[int] = []
 
     async def launch() -> int:

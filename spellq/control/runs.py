@@ -11,6 +11,7 @@ from spellq.runs import MAX_NUMBER, Cause, Run, Status, Workflow
 
 MAX_LABELS: Final = 100
 MAX_LABEL_CHARACTERS: Final = 200
+MAX_GRACE_SECONDS: Final = 86_400
 
 
 class Runs:
@@ -35,10 +36,21 @@ class Runs:
         """Every run that has not ended, newest first."""
         return await self._store.find(RunQuery(limit=None, owner=owner, live=True))
 
-    async def stop(self, number: int, owner: str | None) -> tuple[Run, bool]:
-        """Ask for the end and keep outputs; the run, and whether anything changed."""
+    async def stop(
+        self, number: int, owner: str | None, grace_seconds: float | None = None
+    ) -> tuple[Run, bool]:
+        """Ask for the end and keep outputs; the run, and whether anything changed.
+
+        `grace_seconds` is in place of the run's own grace, and may shorten that of a stop before.
+
+        Raises:
+            NotFound: no such run, or another owner's.
+            Rejected: a grace that cannot be.
+        """
         await self.get(number, owner)
-        return await self._want(number, Stop())
+        if grace_seconds is not None:
+            check_grace(grace_seconds)
+        return await self._want(number, Stop(grace_seconds=grace_seconds))
 
     async def kill(self, number: int, owner: str | None) -> tuple[Run, bool]:
         """End it at once; outputs are lost."""
@@ -135,6 +147,15 @@ class Runs:
 def _is_over(master: Run) -> bool:
     """Whether a master run has ended or was asked to; what it still saves changes nothing."""
     return master.is_final or master.stop_requested or master.status is Status.KILLING
+
+
+def check_grace(seconds: float) -> None:
+    """
+    Raises:
+        Rejected: no such grace can be.
+    """
+    if not 0 <= seconds <= MAX_GRACE_SECONDS:
+        raise Rejected(f"grace is {seconds:g} seconds; it has to be 0 to {MAX_GRACE_SECONDS}.")
 
 
 def check_labels(labels: Iterable[str]) -> None:

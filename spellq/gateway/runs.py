@@ -138,9 +138,18 @@ async def get_run(number: FromPath[int], request: ApiRequest, services: Provided
 
 
 @post("/runs/{number:int}/stop", status_code=200)
-async def stop_run(number: FromPath[int], request: ApiRequest, services: Provided) -> RunReply:
-    """End the command, save its outputs. A run that has ended stays as it is."""
-    run, changed = await services.runs.stop(number, request.user.sees)
+async def stop_run(
+    number: FromPath[int],
+    request: ApiRequest,
+    services: Provided,
+    grace_seconds: FromQuery[float | None] = None,
+) -> RunReply:
+    """End the command, save its outputs. A run that has ended stays as it is.
+
+    `grace_seconds` is in place of the grace the run was launched with; of several stops, the one
+    whose grace ends first counts.
+    """
+    run, changed = await services.runs.stop(number, request.user.sees, grace_seconds)
     return RunReply(run_view(run), changed)
 
 

@@ -5,6 +5,7 @@ on where this one was (`resume`).
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -102,6 +103,7 @@ class Attempt:
         self._interruptible: anyio.CancelScope | None = None
         self._status = Status.BUILDING
         self._asked: Status | None = None
+        self._grace_asked = math.inf
         self._raw_start = 0
 
     async def carry_out(self, ticket: Ticket) -> None:
@@ -116,13 +118,16 @@ class Attempt:
         await self._to_the_end(self._go_on(run, adopted))
 
     async def look(self) -> None:
-        """Do what is wanted of the run, as the store says now; each thing is asked for once."""
+        """Do what is wanted of the run, as the store says now; each thing is asked for once.
+
+        A stop with a shorter grace is another thing.
+        """
         run = await self._workshop.store.get(self.number)
         if run is None or self.done.is_set():
             return
         fenced = run.is_final or run.attempt != self.attempt
         wanted = Status.KILLING if fenced else run.status
-        if wanted not in (Status.KILLING, Status.STOPPING) or wanted is self._asked:
+        if self._asked is Status.KILLING:
             return
         if wanted is Status.KILLING:
             self._asked = wanted
@@ -130,9 +135,14 @@ class Attempt:
                 self._interruptible.cancel()
             if self._execution is not None:
                 await self._execution.kill()
-        elif self._execution is not None:
+        elif (
+            wanted is Status.STOPPING
+            and self._execution is not None
+            and run.grace_seconds < self._grace_asked
+        ):
             self._asked = self._status = wanted
-            await self._execution.stop(run.spec.grace_seconds)
+            self._grace_asked = run.grace_seconds
+            await self._execution.stop(run.grace_seconds)
 
     async def _to_the_end(self, work: Coroutine[None, None, None]) -> None:
         """Whatever happens to the work, the run comes to an end and the agent goes on."""

@@ -24,7 +24,9 @@ order; `ended` comes unasked, in between. All but `prepare`, `status` and `leave
                                                it is worth a try with a new helper
     {"do": "start"}                         -> started; repeated, nothing happens again
                                                | error {message, mount}; nothing was executed
-    {"do": "stop", "grace_seconds"}         -> done; SIGTERM now, SIGKILL to all after the grace
+    {"do": "stop", "grace_seconds"}         -> done; SIGTERM to the command's process group, once;
+                                               SIGKILL to all when nobody of the group is left, or
+                                               after the grace: of several, the one that ends first
     {"do": "kill"}                          -> done; SIGKILL to all
                                                (either before `start`: that executes nothing then,
                                                and the command has ended by that signal)
@@ -392,9 +394,11 @@ class Helper:
     def _stop(self, command: Command, grace_seconds: float) -> None:
         if command.state == "prepared":
             command.doom(signal.SIGTERM)
-        elif self._running() and command.pid is not None and self._status is None:
-            os.killpg(command.pid, signal.SIGTERM)
-            self._kill_at = time.monotonic() + grace_seconds
+        elif self._running() and command.pid is not None:
+            kill_at = time.monotonic() + grace_seconds
+            if self._kill_at is None:
+                os.killpg(command.pid, signal.SIGTERM)
+            self._kill_at = min(kill_at, self._kill_at or kill_at)
 
     def _kill_all(self) -> None:
         with suppress(ProcessLookupError):
@@ -411,9 +415,19 @@ class Helper:
                 return
             if command is not None and pid == command.pid:
                 self._status = status
+            if self._status is not None and not self._has_grace(command):
                 self._kill_all()
         if command is not None and command.state == "started" and self._status is not None:
             self._finish(command, self._status)
+
+    def _has_grace(self, command: Command | None) -> bool:
+        """Whether a stop left time to what the shell, which has ended, began in its own group."""
+        if command is None or command.pid is None or self._kill_at is None:
+            return False
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, 0)
+            return True
+        return False
 
     def _finish(self, command: Command, status: int) -> None:
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
