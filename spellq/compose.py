@@ -40,6 +40,7 @@ from spellq.settings import (
     InvalidSetting,
     parse_machine_types,
     parse_master_slots,
+    parse_min_free,
     read_config,
     setting,
 )
@@ -50,6 +51,7 @@ from spellq_workers.agent import Agent, AgentSettings
 from spellq_workers.machine import LocalMachine
 from spellq_workers.process import ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher
+from spellq_workers.room import Room
 
 _log = logging.getLogger(__name__)
 
@@ -108,12 +110,13 @@ def serve(settings: DaemonSettings) -> None:
         types = setting("SPELLQ_MACHINE_TYPES", settings.machine_types, config)
         slots = parse_machine_types(types or "cpu")
         master_slots = parse_master_slots(setting("SPELLQ_MASTER_SLOTS", None, config), slots)
+        min_free = parse_min_free(setting("SPELLQ_MIN_FREE_BYTES", None, config))
         listener = listen(asked, files.last_port())
         anyio.run(
             _serve,
             files,
             listener,
-            _Slots(slots, master_slots),
+            _Offer(slots, master_slots, min_free),
             starter,
             backend_options={"use_uvloop": True},
         )
@@ -152,19 +155,20 @@ class _Starter:
 
 
 @dataclass(frozen=True)
-class _Slots:
-    """What this machine serves: slots by machine type, and those for masters."""
+class _Offer:
+    """What this machine serves: slots by machine type, those for masters, and what disk is kept."""
 
     kinds: dict[str, int]
     masters: int
+    min_free_bytes: int
 
 
 async def _serve(
-    files: DaemonFiles, listener: socket.socket, slots: _Slots, starter: _Starter
+    files: DaemonFiles, listener: socket.socket, offer: _Offer, starter: _Starter
 ) -> None:
     port = listener.getsockname()[1]
     url = f"http://{HOST}:{port}"
-    async with embedded_runtime(files.home, slots, url) as runtime:
+    async with embedded_runtime(files.home, offer, url) as runtime:
         token = files.read_token()
         if token is None:
             token = make_token(local_owner(), "local")
@@ -179,7 +183,7 @@ async def _serve(
             tasks.start_soon(leave_when_idle, server, services)
             files.announce(url, port)
             starter.say({"url": url})
-            _log.info("serving at %s, slots %s, masters %s", url, slots.kinds, slots.masters)
+            _log.info("serving at %s, slots %s, masters %s", url, offer.kinds, offer.masters)
             await server.serve(sockets=[listener])
             files.withdraw()
             tasks.cancel_scope.cancel()
@@ -187,7 +191,7 @@ async def _serve(
 
 
 @asynccontextmanager
-async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator[Runtime]:
+async def embedded_runtime(home: Path, offer: _Offer, url: str) -> AsyncIterator[Runtime]:
     """The whole of an embedded installation, working: store first, then agent, then supervisor.
 
     Raises:
@@ -198,7 +202,7 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
     store = await _open_store(home, clock)
     bus = InProcessBus()
     outbox = Outbox(store, bus)
-    artifacts = await DiskArtifacts.make(home / "artifacts")
+    artifacts = await DiskArtifacts.make(home / "artifacts", offer.min_free_bytes)
     executor = ProcessExecutor(home)
     feed = Feed(store, bus, clock)
     supervisor = Supervisor(store, bus, outbox, feed, clock)
@@ -206,8 +210,8 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
         agent = Agent(
             AgentSettings(
                 name="local",
-                slots=slots.kinds,
-                master_slots=slots.masters,
+                slots=offer.kinds,
+                master_slots=offer.masters,
                 gateway_url=url,
             ),
             store,
@@ -215,7 +219,7 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
             outbox,
             artifacts,
             executor,
-            LocalMachine(home / "agent", artifacts, watcher),
+            LocalMachine(home / "agent", artifacts, watcher, Room(home, offer.min_free_bytes)),
             sealer,
             clock,
         )

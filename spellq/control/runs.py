@@ -1,13 +1,15 @@
 """Commands on runs that exist: look, stop, kill, label; one run or a whole workflow."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
+
+from msgspec.structs import replace
 
 from spellq.control.errors import Conflict, NotFound, Rejected
 from spellq.lifecycle import Command, Kill, Label, Refused, Stop
 from spellq.outbox import Outbox
-from spellq.ports import Bus, RunQuery, Store, UnknownRun
-from spellq.runs import MAX_NUMBER, Cause, Run, Status, Workflow
+from spellq.ports import AgentInfo, Bus, RunQuery, Store, UnknownRun
+from spellq.runs import MAX_NUMBER, WAITING, Cause, Run, Status, Workflow
 
 MAX_LABELS: Final = 100
 MAX_LABEL_CHARACTERS: Final = 200
@@ -31,6 +33,13 @@ class Runs:
         if run is None or (owner is not None and run.owner != owner):
             raise NotFound(str(UnknownRun(number)))
         return run
+
+    async def explained(self, runs: Sequence[Run]) -> list[Run]:
+        """The runs; the reason of each that waits is what it waits for now."""
+        if all(run.status not in WAITING for run in runs):
+            return list(runs)
+        agents = await self._store.agents()
+        return [_explained(run, agents) for run in runs]
 
     async def live(self, owner: str | None) -> list[Run]:
         """Every run that has not ended, newest first."""
@@ -142,6 +151,14 @@ class Runs:
             await self._store.nudge(run.agent)
             await self._bus.hint(run.agent)
         return run, bool(committed.logged)
+
+
+def _explained(run: Run, agents: Sequence[AgentInfo]) -> Run:
+    """Where all who serve its queue claim nothing, it waits for what the first of them lacks."""
+    serving = [agent for agent in agents if agent.slots.get(run.spec.queue)]
+    if run.status not in WAITING or not serving or not all(agent.lack for agent in serving):
+        return run
+    return replace(run, reason=f"Waiting for {serving[0].lack}.")
 
 
 def _is_over(master: Run) -> bool:

@@ -7,7 +7,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from spellq.control.errors import Rejected
-from spellq.ports import StoreUnavailable
+from spellq.ports import StoreFull, StoreUnavailable
 from spellq.wire import ErrorReply
 
 _log = logging.getLogger(__name__)
@@ -19,6 +19,10 @@ def _reply(status: int, error: str) -> Response[ErrorReply]:
 
 def rejected(_: Request[Any, Any, Any], error: Rejected) -> Response[ErrorReply]:
     return _reply(error.status, str(error))
+
+
+def full(_: Request[Any, Any, Any], error: StoreFull) -> Response[ErrorReply]:
+    return _reply(507, str(error))
 
 
 def unavailable(_: Request[Any, Any, Any], error: StoreUnavailable) -> Response[ErrorReply]:
@@ -52,6 +56,7 @@ def unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Er
 
 HANDLERS: dict[Any, Any] = {
     Rejected: rejected,
+    StoreFull: full,
     StoreUnavailable: unavailable,
     HTTPException: http_error,
     RecursionError: too_deep,

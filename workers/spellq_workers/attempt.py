@@ -357,9 +357,10 @@ class Attempt:
             at = self._workshop.clock.now()
             await self._append([LogEntry(status=self._status, log=text, at=at) for text in texts])
 
-        tree = await self._workshop.machine.save(found, say)
+        shop = self._workshop
+        tree = await shop.machine.save(found, say)
         tree_id, data = encode_tree(tree)
-        await self._workshop.artifacts.put_bytes(data)
+        await shop.machine.room.spend(lambda: shop.artifacts.put_bytes(data), say)
         return tree_id, tree
 
     # Other ends

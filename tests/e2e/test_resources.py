@@ -1,0 +1,199 @@
+"""What runs out: disk space, memory, processes, file descriptors, inotify watches."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spellq_sdk import AsyncClient, ClientException
+from spellq_sdk.daemon import find_daemon, stop_daemon
+from spellq_sdk.runs import Run
+from tests.e2e.conftest import Installation
+from tests.e2e.test_restart import Meeting, end
+from tests.e2e.test_runs import final, launch
+from tests.e2e.test_stops import saved
+
+MIB = 1 << 20
+DISK_MIB = 96
+RESERVE_MIB = 16
+
+
+class Disk:
+    """A small file system of its own, for an installation's home; what fills it is `ballast`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._ballast = path / "ballast"
+
+    def fill(self, leave_bytes: int) -> None:
+        """Take all of it but `leave_bytes`."""
+        with self._ballast.open("ab") as file:
+            while (more := self.free_bytes() - leave_bytes) >= 4096:
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(
+                        file.fileno(), file.seek(0, os.SEEK_END), more // 4096 * 4096
+                    )
+
+    def clear(self) -> None:
+        self._ballast.unlink()
+
+    def free_bytes(self) -> int:
+        state = os.statvfs(self.path)
+        return state.f_bavail * state.f_frsize
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    options = f"size={DISK_MIB}m,mode=755"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "small", path], check=True)
+    yield Disk(path)
+    subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@pytest.fixture
+def small(disk: Disk) -> Iterator[Installation]:
+    """An installation on the small disk; nothing is started yet."""
+    small = Installation(disk.path / "home", ["--machine-types", "cpu=4", "--port", "0"])
+    small.home.mkdir(mode=0o700)
+    (small.home / "config.toml").write_text(f'min_free_bytes = "{RESERVE_MIB}MiB"\n')
+    yield small
+    with contextlib.suppress(FileNotFoundError):
+        disk.clear()
+    stop_daemon(small.home)
+
+
+@contextlib.asynccontextmanager
+async def using(installation: Installation):  # type: ignore[no-untyped-def]
+    daemon = await asyncio.to_thread(installation.start)
+    async with AsyncClient(daemon.url, daemon.token) as client:
+        yield client
+
+
+async def kill_daemon(installation: Installation) -> None:
+    daemon = await asyncio.to_thread(find_daemon, installation.home)
+    assert daemon is not None
+    await asyncio.to_thread(end, daemon, signal.SIGKILL)
+
+
+# Disk space
+
+
+async def test_without_disk_space_nothing_is_claimed(small: Installation, disk: Disk) -> None:
+    disk.fill(RESERVE_MIB * MIB // 2)
+    async with using(small) as client:
+        run = await launch(client, "exit 3")
+        stopped = await launch(client, "exit 3")
+        assert run.status == "machine_requested"
+        lack = rf"disk space: [78](\.\d)? MiB free, 16 MiB wanted on {small.home}\."
+        assert re.fullmatch(f"Waiting for {lack}", run.reason)
+        told = await asyncio.to_thread(small.spellq, "info", str(run.id))
+        assert re.search(f"Waiting for +{lack}", told.stdout)
+        assert await stopped.stop()
+        await final(client, stopped)
+        assert stopped.status == "killed"
+        disk.clear()
+        await final(client, run)
+        assert (run.status, run.user_exit_code, run.reason) == ("complete", 3, "")
+
+
+async def test_saving_waits_for_disk_space_over_a_restart(small: Installation, disk: Disk) -> None:
+    with Meeting() as meeting:
+        async with using(small) as client:
+            waiting = "echo x > x; echo y > y; chmod +x y; exit 3"
+            runs = [await launch(client, f"{meeting.words}; {waiting}") for _ in range(2)]
+            guests = [await asyncio.to_thread(meeting.arrival) for _ in runs]
+            disk.fill(RESERVE_MIB * MIB // 2)
+            for guest in guests:
+                guest.send(b"go on\n")
+            kept, killed = runs
+            for run in runs:
+                await waits_for_space(run)
+            queued = await launch(client, "exit 4")
+            assert not await kept.stop()
+            assert await killed.kill()
+            await final(client, killed)
+            assert (killed.status, killed.user_exit_code) == ("killed", None)
+        await kill_daemon(small)
+    async with using(small) as client:
+        kept, queued = [await client.runs.get(run.id) for run in (kept, queued)]
+        await kept.refresh()
+        assert (kept.status, queued.status) == ("saving", "machine_requested")
+        disk.clear()
+        await final(client, kept, queued)
+        assert (kept.status, kept.user_exit_code) == ("complete", 3)
+        assert sorted(await saved(client, kept)) == ["x", "y"]
+        assert (queued.status, queued.user_exit_code) == ("complete", 4)
+
+
+async def waits_for_space(run: Run) -> None:
+    async with contextlib.aclosing(run.logs(follow=True)) as lines:
+        async for entry in lines:
+            if entry.log.startswith("Waiting for disk space: "):
+                return
+    raise AssertionError("it did not wait")
+
+
+async def test_what_is_sent_leaves_the_reserve_alone(
+    small: Installation, disk: Disk, project: Path
+) -> None:
+    disk.fill((RESERVE_MIB + 8) * MIB)
+    (project / "large").write_bytes(os.urandom(20 * MIB))
+    async with using(small) as client:
+        told = await asyncio.to_thread(small.spellq, "run", "true", cwd=project)
+        assert told.returncode == 1
+        assert "The disk is full" in told.stderr
+        assert "Free some space" in told.stderr
+        assert disk.free_bytes() > RESERVE_MIB * MIB
+        run = await launch(client, "exit 3")
+        await final(client, run)
+        assert run.user_exit_code == 3
+
+
+async def test_a_full_disk_costs_no_exit_code(small: Installation, disk: Disk) -> None:
+    """Not a byte is left for a while: commands end, are stopped, are lost sight of by a crash."""
+    with Meeting() as meeting:
+        async with using(small) as client:
+            command = f"{meeting.words}; echo x > x || exit 8; exit 9"
+            runs = [await launch(client, command) for _ in range(3)]
+            guests = [await asyncio.to_thread(meeting.arrival) for _ in runs]
+            disk.fill(0)
+            guests[0].send(b"go on\n")
+            assert await asyncio.to_thread(guests[0].recv, 1) == b""
+            wanted = await wants(runs[1])
+        await kill_daemon(small)
+        for guest in guests[1:]:
+            with contextlib.suppress(ConnectionError):
+                guest.send(b"go on\n")
+        told = await asyncio.to_thread(small.spellq, "ps")
+        assert told.returncode == 1
+        assert "No space left" in told.stderr or "disk is full" in told.stderr
+        disk.clear()
+        async with using(small) as client:
+            runs = [await client.runs.get(run.id) for run in runs]
+            await final(client, *runs)
+            codes = [run.user_exit_code for run in runs]
+            assert [run.status for run in runs] == ["complete", wanted, "complete"]
+            assert codes[0] == codes[2] == 8
+            assert codes[1] in (8, 143)
+
+
+async def wants(run: Run) -> str:
+    """How a run ends that is stopped on a full disk: it was stored, or refused with a remedy."""
+    refused: list[ClientException] = []
+    try:
+        await run.stop()
+    except ClientException as error:
+        refused.append(error)
+    for each in refused:
+        assert each.response is not None
+        assert each.response.status_code == 507
+        assert "Free some space" in str(each)
+    return "complete" if refused else "stopped"
