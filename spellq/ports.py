@@ -372,12 +372,16 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Exit(Struct, frozen=True, kw_only=True):
-    """How a command ended. `code` is the shell's exit status, 128 + signal where one ended it."""
+    """How a command ended. `code` is the shell's exit status, 128 + signal where one ended it.
+
+    `out_of_memory`: the kernel likely killed it (137) for lack of memory.
+    """
 
     code: int
     signal: int | None
     started_at: datetime
     ended_at: datetime
+    out_of_memory: bool = False
 
 
 class Execution(Protocol):

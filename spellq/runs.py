@@ -92,6 +92,7 @@ class Cause(StrEnum):
     WORLD = "world"
     OUTPUTS = "outputs"
     LOG = "log"
+    OUT_OF_MEMORY = "likely_out_of_memory"
     AGENT_LOST = "agent_lost"
     HELPER_LOST = "helper_lost"
     MACHINE_RESTARTED = "machine_restarted"

@@ -83,6 +83,27 @@ async def kill_daemon(installation: Installation) -> None:
     await asyncio.to_thread(end, daemon, signal.SIGKILL)
 
 
+@contextlib.contextmanager
+def limited(installation: Installation, kind: str, limits: dict[str, int]) -> Iterator[None]:
+    """Start it in a control group of its own, of version 1 or 2; set those limits that exist."""
+    groups = Path("/sys/fs/cgroup")
+    parent = groups / kind if (groups / kind).is_dir() else groups
+    group = parent / f"spellq-test-{os.urandom(4).hex()}"
+    group.mkdir()
+    try:
+        for name, value in limits.items():
+            if (group / name).exists():
+                (group / name).write_text(str(value))
+        (group / "cgroup.procs").write_text(str(installation.start().pid))
+        yield
+        stop_daemon(installation.home)
+    finally:
+        for pid in (group / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                (parent / "cgroup.procs").write_text(pid)
+        group.rmdir()
+
+
 # Disk space
 
 
@@ -197,3 +218,35 @@ async def wants(run: Run) -> str:
         assert each.response.status_code == 507
         assert "Free some space" in str(each)
     return "complete" if refused else "stopped"
+
+
+# Memory
+
+
+@pytest.fixture
+def little_memory(own: Installation) -> Iterator[None]:
+    """The installation is started, with little memory for its daemon, helpers and commands."""
+    with limited(own, "memory", {"memory.limit_in_bytes": 400 * MIB, "memory.max": 400 * MIB}):
+        yield
+
+
+HOG = "python3 -c 'x = bytearray(2 << 30)'"
+
+
+@pytest.mark.usefixtures("little_memory")
+async def test_a_command_that_the_kernel_kills_for_its_memory_says_so(own: Installation) -> None:
+    async with using(own) as client:
+        itself = await launch(client, f"echo x > x; exec {HOG}")
+        below = await launch(client, f"{HOG}; exit $?")
+        await final(client, itself, below)
+        for run in (itself, below):
+            assert (run.status, run.user_exit_code) == ("complete", 137)
+            assert run.cause == "likely_out_of_memory"
+            assert "lack of memory" in run.reason
+        assert await saved(client, itself) == ["x"]
+        told = await asyncio.to_thread(own.spellq, "info", str(below.id))
+        assert re.search("Cause +likely_out_of_memory: The kernel killed a process", told.stdout)
+        for command, code in (("kill -9 $$", 137), (f"{HOG}; exit 3", 3)):
+            run = await launch(client, command)
+            await final(client, run)
+            assert (run.status, run.user_exit_code, run.cause) == ("complete", code, None)

@@ -49,6 +49,7 @@ LOG_BYTES: Final = 10 << 30
 _RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
 _SCANNING: Final = "Scanning for modified or new files from the run"
 _NOTHING: Final = "No modified or new files found"
+_OUT_OF_MEMORY: Final = "The kernel killed a process for lack of memory while the command ran."
 
 _log = logging.getLogger(__name__)
 
@@ -322,6 +323,8 @@ class Attempt:
     async def _save(self, run: Run, execution: Execution, ended: Exit) -> Run:
         """Save outputs and end; a run without any ends in one step. Its exit code is never lost."""
         end = End(self.attempt, user_exit_code=ended.code)
+        if ended.out_of_memory:
+            end = replace(end, cause=Cause.OUT_OF_MEMORY, reason=_OUT_OF_MEMORY)
         pushing = Advance(self.attempt, Status.PUSHING)
         try:
             targets = [mount.target for mount in run.spec.mounts]

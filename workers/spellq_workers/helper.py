@@ -34,7 +34,9 @@ order; `ended` comes unasked, in between. All but `prepare`, `status` and `leave
                                                not clean: `discarded-…` is left to be removed
     {"do": "status"}                        -> status {run, attempt, state, exit}
     {"do": "leave"}                         -> done, and the helper ends unless a command runs
-    ended {run, attempt, exit: {code, signal, started_at, ended_at}}
+    ended {run, attempt, exit: {code, signal, started_at, ended_at, out_of_memory}}; out_of_memory:
+                                               it ended by a SIGKILL that was not ours (137), and
+                                               the kernel killed for lack of memory meanwhile
 
 What is in a run's folder, which `prepare` makes: see runfolder.py. The journal also has `run`,
 `attempt`, `boot_id`, and `held`: whether somebody outside may still write to the run's files.
@@ -53,6 +55,7 @@ from typing import NoReturn
 # Isolated (-I) and without site (-S): this package's own parent is not on the path.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from spellq_workers.memory import OomKills
 from spellq_workers.mounts import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -128,7 +131,7 @@ class Command:
             os.close(output)
         return None
 
-    def end(self, code: int, ended_by: int | None, *, held: bool) -> None:
+    def end(self, code: int, ended_by: int | None, *, held: bool, out_of_memory: bool) -> None:
         """Every process is dead: write the journal. If that fails, the exit is told all the same.
 
         `held`: somebody outside may still write to the run's files.
@@ -138,6 +141,7 @@ class Command:
             "signal": ended_by,
             "started_at": self._started_at,
             "ended_at": time.time(),
+            "out_of_memory": out_of_memory,
         }
         about = {"run": self.run, "attempt": self.attempt, "boot_id": self._boot_id, "held": held}
         try:
@@ -177,6 +181,8 @@ class Helper:
         self._command: Command | None = None
         self._status: int | None = None
         self._kill_at: float | None = None
+        self._oom_kills = OomKills()
+        self._oom_kills_before: int | None = None
         self._idle_since = time.monotonic()
         self._leaving = False
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -371,6 +377,7 @@ class Helper:
     def _start(self, command: Command) -> None:
         if command.state == "prepared":
             self._status, self._kill_at = None, None
+            self._oom_kills_before = self._oom_kills.count()
             try:
                 ended = command.start()
             except OSError as error:
@@ -401,6 +408,8 @@ class Helper:
             self._kill_at = min(kill_at, self._kill_at or kill_at)
 
     def _kill_all(self) -> None:
+        if self._status is None:
+            self._oom_kills_before = None  # how the shell ends is our doing
         with suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
 
@@ -434,8 +443,13 @@ class Helper:
         self._end(command, os.WEXITSTATUS(status) if ended_by is None else 128 + ended_by, ended_by)
 
     def _end(self, command: Command, code: int, ended_by: int | None) -> None:
-        command.end(code, ended_by, held=self._leave_world())
+        out_of_memory = code == 128 + signal.SIGKILL and self._memory_was_short()
+        command.end(code, ended_by, held=self._leave_world(), out_of_memory=out_of_memory)
         self._report(command)
+
+    def _memory_was_short(self) -> bool:
+        before, now = self._oom_kills_before, self._oom_kills.count()
+        return before is not None and now is not None and now > before
 
     def _leave_world(self) -> bool:
         assert self._world is not None
