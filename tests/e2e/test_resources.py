@@ -17,7 +17,7 @@ from spellq_sdk.runs import Run
 from tests.e2e.conftest import Installation
 from tests.e2e.test_restart import Meeting, end
 from tests.e2e.test_runs import final, launch
-from tests.e2e.test_stops import saved
+from tests.e2e.test_stops import said, saved
 
 MIB = 1 << 20
 DISK_MIB = 96
@@ -250,3 +250,46 @@ async def test_a_command_that_the_kernel_kills_for_its_memory_says_so(own: Insta
             run = await launch(client, command)
             await final(client, run)
             assert (run.status, run.user_exit_code, run.cause) == ("complete", code, None)
+
+
+# Processes
+
+
+@pytest.fixture
+def few_processes(own: Installation) -> Iterator[None]:
+    """The installation is started, with at most 100 processes and threads in all."""
+    with limited(own, "pids", {"pids.max": 100}):
+        yield
+
+
+BOMB = """
+import os, time
+while True:
+    try:
+        os.fork()
+    except BlockingIOError:
+        print("full", flush=True)
+        time.sleep(0.1)
+"""
+
+
+@pytest.mark.usefixtures("few_processes")
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+async def test_a_fork_bomb_is_ended_like_anything_else(own: Installation, verb: str) -> None:
+    async with using(own) as client:
+        run = await launch(client, f"echo x > x; exec python3 -c '{BOMB}'", grace_seconds=0)
+        await said(run, "full")
+        refused = [await launch(client, "exit 3") for _ in range(3)]
+        await final(client, *refused)
+        assert {each.status for each in refused} == {"failed"}
+        assert all("No more processes can be started" in each.reason for each in refused)
+        await (run.stop() if verb == "stop" else run.kill())
+        await final(client, run)
+        if verb == "stop":
+            assert (run.status, run.user_exit_code is None) == ("stopped", False)
+            assert await saved(client, run) == ["x"]
+        else:
+            assert run.status == "killed"
+        after = [await launch(client, "exit 3") for _ in range(4)]
+        await final(client, *after)
+        assert {run.user_exit_code for run in after} == {3}

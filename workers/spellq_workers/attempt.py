@@ -106,6 +106,7 @@ class Attempt:
         self._asked: Status | None = None
         self._grace_asked = math.inf
         self._raw_start = 0
+        self._exit_code: int | None = None
 
     async def carry_out(self, ticket: Ticket) -> None:
         """Claim the run and see it to its end; a run that does not want it (any more) is left."""
@@ -268,6 +269,7 @@ class Attempt:
     async def _see_to_the_end(self, run: Run, execution: Execution) -> None:
         await self.look()
         ended = await self._follow(execution)
+        self._exit_code = ended.code
         if await self._unless_killed(self._save(run, execution, ended)) is None:
             await self._apply(End(self.attempt))
         await execution.discard()
@@ -405,6 +407,7 @@ class Attempt:
                 End(
                     self.attempt,
                     status=Status.FAILED,
+                    user_exit_code=self._exit_code,
                     cause=Cause.WORLD,
                     reason=f"An internal error of spellq: {error!r}",
                 )

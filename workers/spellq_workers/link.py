@@ -1,6 +1,7 @@
 """The agent's end of a slot helper's socket, and the start of helpers that are missing."""
 
 import asyncio
+import errno
 import json
 import logging
 import os
@@ -147,9 +148,16 @@ def start_helper(slot: Path, cover: Path, visible: list[str]) -> None:
         error = log.read_text(errors="replace").strip()
     except OSError as fault:
         error = str(fault)
-    raise WorldError(
-        f"The slot helper cannot start: {error}. `spellq doctor` says what this machine lacks."
-    )
+    raise WorldError(f"The slot helper cannot start: {error}. {_remedy(error)}")
+
+
+def _remedy(error: str) -> str:
+    if os.strerror(errno.EAGAIN) in error:
+        return (
+            "No more processes can be started: end some, or raise the limit (`ulimit -u`, or "
+            "pids.max of the control group)."
+        )
+    return "`spellq doctor` says what this machine lacks."
 
 
 def remove_folder(folder: Path) -> None:

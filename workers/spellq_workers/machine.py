@@ -101,6 +101,7 @@ class LocalMachine:
 
     def look(self) -> None:
         self.room.look()
+        self._watcher.look()
 
     async def recall(self) -> tuple[Incarnation, ...]:
         try:
