@@ -25,6 +25,7 @@ from spellq.control.supervisor import Supervisor
 from spellq.daemon import AlreadyRunning, DaemonFiles, UnusableHome, local_owner
 from spellq.gateway import Services, create_app
 from spellq.gateway.auth import ADMIN, Authenticator
+from spellq.gateway.crowd import most_connections, raise_descriptor_limit
 from spellq.gateway.server import (
     HOST,
     CannotListen,
@@ -166,6 +167,7 @@ class _Offer:
 async def _serve(
     files: DaemonFiles, listener: socket.socket, offer: _Offer, starter: _Starter
 ) -> None:
+    descriptors = raise_descriptor_limit()
     port = listener.getsockname()[1]
     url = f"http://{HOST}:{port}"
     async with embedded_runtime(files.home, offer, url) as runtime:
@@ -177,7 +179,8 @@ async def _serve(
         await services.store.put_token(
             token_hash(token), Token(local_owner(), "local", ADMIN, SystemClock().now())
         )
-        server = Server(services.activity.watch(runtime.app), services.closing)
+        most = most_connections(descriptors, offer.masters + sum(offer.kinds.values()))
+        server = Server(services.activity.watch(runtime.app), services.closing, most)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leave_on_signal, server)
             tasks.start_soon(leave_when_idle, server, services)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from spellq_sdk import AsyncClient, ClientException
-from spellq_sdk.daemon import find_daemon, stop_daemon
+from spellq_sdk.daemon import LocalDaemon, find_daemon, stop_daemon
 from spellq_sdk.runs import Run
-from tests.e2e.conftest import Installation
+from tests.e2e.conftest import SPELLQ, Installation
 from tests.e2e.test_restart import Meeting, end
 from tests.e2e.test_runs import final, launch
 from tests.e2e.test_stops import said, saved
@@ -152,6 +153,18 @@ async def test_saving_waits_for_disk_space_over_a_restart(small: Installation, d
         assert (kept.status, kept.user_exit_code) == ("complete", 3)
         assert sorted(await saved(client, kept)) == ["x", "y"]
         assert (queued.status, queued.user_exit_code) == ("complete", 4)
+
+
+async def test_what_a_run_left_in_its_tmp_makes_room_for_its_outputs(
+    small: Installation, disk: Disk
+) -> None:
+    async with using(small) as client:
+        size = disk.free_bytes() - RESERVE_MIB * MIB // 2
+        ballast = f"head -c {size} /dev/zero > /tmp/ballast; echo x > x; chmod +x x; exit 3"
+        run = await launch(client, ballast)
+        await final(client, run)
+        assert (run.status, run.user_exit_code) == ("complete", 3)
+        assert await saved(client, run) == ["x"]
 
 
 async def waits_for_space(run: Run) -> None:
@@ -293,3 +306,65 @@ async def test_a_fork_bomb_is_ended_like_anything_else(own: Installation, verb: 
         after = [await launch(client, "exit 3") for _ in range(4)]
         await final(client, *after)
         assert {run.user_exit_code for run in after} == {3}
+
+
+# File descriptors
+
+
+def start_with_descriptors(installation: Installation, limits: str) -> LocalDaemon:
+    """`limits` is SOFT:HARD."""
+    up = ["prlimit", f"--nofile={limits}", str(SPELLQ), "up", *installation.arguments]
+    subprocess.run(up, env=installation.environment(), check=True, capture_output=True)
+    daemon = find_daemon(installation.home)
+    assert daemon is not None
+    return daemon
+
+
+def test_the_daemon_takes_all_descriptors_it_may_have(own: Installation) -> None:
+    daemon = start_with_descriptors(own, "256:4096")
+    assert resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE) == (4096, 4096)
+
+
+async def test_too_many_clients_are_told_so_and_runs_go_on(own: Installation) -> None:
+    own.arguments = ["--machine-types", "cpu=4", "--port", "0"]
+    daemon = await asyncio.to_thread(start_with_descriptors, own, "300:300")
+    with Meeting() as meeting:
+        async with (
+            AsyncClient(daemon.url, daemon.token) as client,
+            contextlib.AsyncExitStack() as open_,
+        ):
+            run = await launch(client, f"{meeting.words}; echo x > x; exit 3")
+            guest = await asyncio.to_thread(meeting.arrival)
+            path = f"/api/runs/{run.id}/logs?follow=true"
+            followers = [await get(open_, daemon, path) for _ in range(400)]
+            answers = [await follower.readline() for follower in followers]
+            assert set(answers) == {b"HTTP/1.1 200 OK\r\n", SERVICE_UNAVAILABLE}
+            assert answers.count(SERVICE_UNAVAILABLE) > 100
+            refused = followers[answers.index(SERVICE_UNAVAILABLE)]
+            assert b"ulimit -Hn" in await refused.read()
+            guest.send(b"go on\n")
+            served = followers[answers.index(b"HTTP/1.1 200 OK\r\n")]
+            assert b"Run 1 complete" in await served.read()
+        async with AsyncClient(daemon.url, daemon.token) as client:
+            again = await launch(client, "exit 4")
+            await final(client, again)
+            run = await client.runs.get(run.id)
+            assert (run.status, run.user_exit_code) == ("complete", 3)
+            assert (again.status, again.user_exit_code) == ("complete", 4)
+            assert await saved(client, run) == ["x"]
+    assert (await asyncio.to_thread(find_daemon, own.home)) == daemon
+
+
+SERVICE_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\n"
+
+
+async def get(
+    stack: contextlib.AsyncExitStack, daemon: LocalDaemon, path: str
+) -> asyncio.StreamReader:
+    """Ask on a connection of its own, and leave the answer to be read."""
+    port = int(daemon.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    stack.callback(writer.close)
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.token}\r\n"
+    writer.write(f"{head}Connection: close\r\n\r\n".encode())
+    return reader
