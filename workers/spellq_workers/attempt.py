@@ -229,7 +229,7 @@ class Attempt:
     async def _make_world(self, run: Run, token: str | None) -> Execution:
         try:
             return await self._workshop.executor.prepare(await self._job(run, token))
-        except (OSError, ValueError, KeyError, StoreUnavailable) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, StoreUnavailable) as error:
             raise WorldError(
                 f"The run's world could not be made: {error}",
                 mount=self._status is Status.MOUNTING,
@@ -323,7 +323,18 @@ class Attempt:
         await self._until_available(lambda: self._workshop.outbox.append(self.number, entries))
 
     async def _save(self, run: Run, execution: Execution, ended: Exit) -> Run:
-        """Save outputs and end; a run without any ends in one step. Its exit code is never lost."""
+        """Save outputs and end, again with every heartbeat while the machine has no thread left."""
+        while True:
+            try:
+                return await self._save_once(run, execution, ended)
+            except RuntimeError as error:
+                if not _is_without_threads(error):
+                    raise
+                _log.warning("run %s: its outputs cannot be saved yet: %s", self.number, error)
+                await self._workshop.machine.room.next_look()
+
+    async def _save_once(self, run: Run, execution: Execution, ended: Exit) -> Run:
+        """A run without outputs ends in one step. Its exit code is never lost."""
         end = End(self.attempt, user_exit_code=ended.code)
         if ended.out_of_memory:
             end = replace(end, cause=Cause.OUT_OF_MEMORY, reason=_OUT_OF_MEMORY)
@@ -445,3 +456,8 @@ class Attempt:
                 _log.warning("run %s: %s; trying again", self.number, error)
                 await anyio.sleep(seconds)
         raise AssertionError("there is always a next try")
+
+
+def _is_without_threads(error: RuntimeError) -> bool:
+    """Python has no type of its own for it."""
+    return "can't start new thread" in str(error)

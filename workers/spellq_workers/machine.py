@@ -1,5 +1,6 @@
 """An agent's machine, as far as it is files: code and mounts, output, outputs, its own record."""
 
+import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -11,12 +12,16 @@ from msgspec import Struct
 
 from spellq.ports import ArtifactStore, Execution
 from spellq.trees import Tree, decode_tree
+from spellq_workers import folders
 from spellq_workers.checkouts import Checkouts
 from spellq_workers.outputs import Scan, is_untouched, save, scan
 from spellq_workers.rawlog import OutputWatcher, Piece, RawLog
 from spellq_workers.room import Room, Say
 
+_SCRATCH: Final = ("tmp", "home")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
+
+_log = logging.getLogger(__name__)
 
 
 class Incarnation(Struct, frozen=True):
@@ -134,6 +139,8 @@ class LocalMachine:
         return await scan(files, before, mount_targets)
 
     async def save(self, found: Scan, say: Say) -> Tree:
+        if self.room.lack():
+            await to_thread.run_sync(_empty_scratch, found.folder.parent)
         return await save(found, _PatientKeeper(self._artifacts, self.room, say), say)
 
 
@@ -147,6 +154,19 @@ class _PatientKeeper:
 
     async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
         return await self._room.spend(lambda: self._artifacts.adopt(file, copy=copy), self._say)
+
+
+def _empty_scratch(folder: Path) -> None:
+    """Nobody needs what an ended run left in its /tmp and home; it may be what takes the room."""
+    for name in _SCRATCH:
+        try:
+            scratch = folders.open_folder(str(folder / name))
+            try:
+                folders.empty(scratch)
+            finally:
+                os.close(scratch)
+        except OSError as error:
+            _log.warning("%s cannot be emptied: %s", folder / name, error)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -45,7 +45,11 @@ class Room:
     async def wait(self, more_bytes: int = 0) -> None:
         """Return once nothing lacks."""
         while self.lack(more_bytes) is not None:
-            await self._looked.wait()
+            await self.next_look()
+
+    async def next_look(self) -> None:
+        """Return when everybody looks again."""
+        await self._looked.wait()
 
     async def spend(self, step: Callable[[], Awaitable[T]], say: Say) -> T:
         """The answer of a step that writes to the disk, once there is room for it.
@@ -61,4 +65,4 @@ class Room:
                 return await step()
             except StoreFull as full:
                 more_bytes = full.wanted_bytes
-                await self._looked.wait()
+                await self.next_look()
