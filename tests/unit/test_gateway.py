@@ -21,6 +21,7 @@ from spellq.gateway import socket as socket_module
 from spellq.gateway.activity import Activity
 from spellq.gateway.auth import ADMIN, USER, Authenticator, Caller
 from spellq.gateway.closing import Closing, OpenEnded
+from spellq.gateway.crowd import most_connections
 from spellq.gateway.server import leave_when_idle
 from spellq.gateway.socket import _Conversation
 from spellq.ports import RunQuery, StoreUnavailable, Token
@@ -30,6 +31,11 @@ from spellq_brokers.embedded import SqliteStore
 from tests.clocks import HandClock
 
 NOW = HandClock().now()
+
+
+def test_clients_leave_descriptors_to_the_runs() -> None:
+    assert most_connections(20_000, 20) == 20_000 - 200 - 80
+    assert most_connections(256, 20) == 16
 
 
 def a_run(number: int, status: Status = Status.MACHINE_REQUESTED) -> Run:
