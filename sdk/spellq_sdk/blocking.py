@@ -183,9 +183,12 @@ class Workflow:
         self._client._portal.call(self._workflow.refresh)
         self._load()
 
-    def stop(self) -> None:
-        """Stop the master and what runs, cancel what waits; does not wait for it."""
-        self._client._portal.call(self._workflow.stop)
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """Stop the master and what runs, cancel what waits; does not wait for it.
+
+        The grace is as in `Run.stop`.
+        """
+        self._client._portal.call(lambda: self._workflow.stop(grace_seconds))
         self._load()
 
     def kill(self) -> None:

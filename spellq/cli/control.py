@@ -6,7 +6,7 @@ import click
 
 from spellq.cli.connection import connected, execute, program
 from spellq.cli.errors import CliError
-from spellq.cli.options import RUN_NUMBER, grace_option
+from spellq.cli.options import RUN_NUMBER, STOP_GRACE, grace_option
 from spellq.cli.screen import output
 from spellq.runs import FINAL, Status
 from spellq.wire import RunReply
@@ -20,7 +20,7 @@ _NOT_FOUND: Final = 404
 
 @click.command(epilog="Example: spellq stop 12 13")
 @_numbers
-@grace_option("From SIGTERM to SIGKILL, in place of the runs' own; stop again to shorten it.")
+@grace_option(STOP_GRACE)
 @_quiet
 def stop(numbers: tuple[int, ...], grace: float | None, quiet: bool) -> None:
     """Stop runs: their commands end, and outputs are saved."""

@@ -12,6 +12,8 @@ from spellq.runs import parse_number
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 Decorator = Callable[[_Function], _Function]
 
+STOP_GRACE: Final = "From SIGTERM to SIGKILL, in place of the runs' own; stop again to shorten it."
+
 _LATER_VALUES: Final = (
     ("--pip",),
     ("--pip-req",),

@@ -86,15 +86,35 @@ class Runs:
         workflow, master = await self._workflow(number, owner)
         return workflow, master, await self._workers(workflow)
 
-    async def end_workflow(self, number: int, owner: str | None, *, kill: bool) -> None:
-        """Stop or kill the master run first, then every worker run that has not ended.
+    async def stop_workflow(
+        self, number: int, owner: str | None, grace_seconds: float | None = None
+    ) -> None:
+        """Stop the master run and every worker run that has not ended; the grace as in `stop`.
+
+        Raises:
+            NotFound: no such workflow, or another owner's.
+            Rejected: a grace that cannot be.
+        """
+        if grace_seconds is not None:
+            check_grace(grace_seconds)
+        await self._end_workflow(number, owner, Stop(Cause.WORKFLOW, grace_seconds=grace_seconds))
+
+    async def kill_workflow(self, number: int, owner: str | None) -> None:
+        """Kill the master run and every worker run that has not ended.
+
+        Raises:
+            NotFound: no such workflow, or another owner's.
+        """
+        await self._end_workflow(number, owner, Kill(Cause.WORKFLOW))
+
+    async def _end_workflow(self, number: int, owner: str | None, command: Stop | Kill) -> None:
+        """The master run first.
 
         None that is launched meanwhile stays behind: the master's end is stored before the
         workers are listed, and whoever launches looks at the master once more after its runs are
         stored (`end_late`). So a run is either in the list, or its launcher sees the end.
         """
         workflow, master = await self._workflow(number, owner)
-        command = Kill(Cause.WORKFLOW) if kill else Stop(Cause.WORKFLOW)
         if not master.is_final:
             await self._want(master.id, command)
         for run in await self._workers(workflow):

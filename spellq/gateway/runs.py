@@ -194,10 +194,15 @@ async def get_workflow(
 
 @post("/workflows/{number:int}/stop", status_code=200)
 async def stop_workflow(
-    number: FromPath[int], request: ApiRequest, services: Provided
+    number: FromPath[int],
+    request: ApiRequest,
+    services: Provided,
+    grace_seconds: FromQuery[float | None] = None,
 ) -> WorkflowView:
     """Stop the master run and every worker run that has not ended; outputs are saved."""
-    return await _end_workflow(number, request, services, kill=False)
+    sees = request.user.sees
+    await services.runs.stop_workflow(number, sees, grace_seconds)
+    return await _workflow_view(services, number, sees)
 
 
 @post("/workflows/{number:int}/kill", status_code=200)
@@ -205,14 +210,8 @@ async def kill_workflow(
     number: FromPath[int], request: ApiRequest, services: Provided
 ) -> WorkflowView:
     """Kill the master run and every worker run that has not ended; outputs are lost."""
-    return await _end_workflow(number, request, services, kill=True)
-
-
-async def _end_workflow(
-    number: int, request: ApiRequest, services: Services, *, kill: bool
-) -> WorkflowView:
     sees = request.user.sees
-    await services.runs.end_workflow(number, sees, kill=kill)
+    await services.runs.kill_workflow(number, sees)
     return await _workflow_view(services, number, sees)
 
 

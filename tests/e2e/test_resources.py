@@ -259,6 +259,17 @@ async def test_a_command_that_the_kernel_kills_for_its_memory_says_so(own: Insta
         assert await saved(client, itself) == ["x"]
         told = await asyncio.to_thread(own.spellq, "info", str(below.id))
         assert re.search("Cause +likely_out_of_memory: The kernel killed a process", told.stdout)
+    with Meeting() as meeting:
+        async with using(own) as client:
+            unseen = await launch(client, f"{meeting.words}; {HOG}; exit $?")
+            guest = await asyncio.to_thread(meeting.arrival)
+        await kill_daemon(own)
+        guest.send(b"go on\n")
+        assert await asyncio.to_thread(guest.recv, 1) == b""
+    async with using(own) as client:
+        unseen = await client.runs.get(unseen.id)
+        await final(client, unseen)
+        assert (unseen.user_exit_code, unseen.cause) == (137, "likely_out_of_memory")
         for command, code in (("kill -9 $$", 137), (f"{HOG}; exit 3", 3)):
             run = await launch(client, command)
             await final(client, run)

@@ -60,7 +60,7 @@ def is_lawful(run: Run, code: int) -> bool:
 
 async def test_the_grace_is_the_whole_groups(client: AsyncClient) -> None:
     """The shell dies at once; what it had started saves its work and is waited for."""
-    child = 'trap "sleep 0.3; echo kept > kept; exit 0" TERM; echo ready; sleep 60 & wait'
+    child = 'trap "sleep 0.3; echo kept > kept; exit 0" TERM; sleep 60 & echo ready; wait'
     run = await launch(client, f"sh -c '{child}'; echo never")
     await said(run, "ready")
     await run.stop()
@@ -319,7 +319,7 @@ def test_a_workflow_whose_master_ignores_its_end_and_goes_on_launching(
     (project / "flow.py").write_text(STUBBORN_MASTER)
     own.arguments = ["--machine-types", "cpu=2", "--port", "0"]
     own.start()
-    own.spellq("workflow", "--grace", "1", "-b", "python flow.py", cwd=project)
+    own.spellq("workflow", "--grace", "3600", "-b", "python flow.py", cwd=project)
     follower = (
         "import spellq\n"
         "with spellq.Client.from_environment() as client:\n"
@@ -330,6 +330,8 @@ def test_a_workflow_whose_master_ignores_its_end_and_goes_on_launching(
     assert own.python("follow.py", project).returncode == 0
     told = own.spellq("workflow", verb, "1")
     assert told.returncode == 0, told.stderr
+    if verb == "stop":
+        assert own.spellq("workflow", "stop", "--grace", "0.5", "1").returncode == 0
     own.spellq("logs", "-f", "1")
     ending = (
         "import spellq\n"

@@ -88,7 +88,7 @@ async def test_a_run_made_while_its_workflow_is_ended_is_ended_too(
     create = world.outbox.create
 
     async def end_first(new: Sequence[NewRun]) -> list[Run]:
-        await world.runs.end_workflow(number, "ada", kill=kill)
+        await (world.runs.kill_workflow if kill else world.runs.stop_workflow)(number, "ada")
         return await create(new)
 
     monkeypatch.setattr(world.outbox, "create", end_first)
