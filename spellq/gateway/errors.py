@@ -48,6 +48,17 @@ def too_deep(_: Request[Any, Any, Any], __: RecursionError) -> Response[ErrorRep
     return _reply(400, "The body is nested too deeply.")
 
 
+def exhausted(request: Request[Any, Any, Any], error: RuntimeError) -> Response[ErrorReply]:
+    """Python has no type of its own for a thread that cannot be started."""
+    if "can't start new thread" not in str(error):
+        return unexpected(request, error)
+    return _reply(
+        503,
+        "There are too many processes or threads here. End some, or raise the limit (`ulimit -u`, "
+        "or pids.max of the control group), then try again.",
+    )
+
+
 def unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorReply]:
     """A fault of ours: the log tells it whole, the caller learns that it is ours."""
     _log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -60,5 +71,6 @@ HANDLERS: dict[Any, Any] = {
     StoreUnavailable: unavailable,
     HTTPException: http_error,
     RecursionError: too_deep,
+    RuntimeError: exhausted,
     Exception: unexpected,
 }
