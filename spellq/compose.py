@@ -23,6 +23,7 @@ from spellq.control.outputs import SavedOutputs
 from spellq.control.runs import Runs
 from spellq.control.supervisor import Supervisor
 from spellq.daemon import AlreadyRunning, DaemonFiles, UnusableHome, local_owner
+from spellq.files import is_full
 from spellq.gateway import Services, create_app
 from spellq.gateway.auth import ADMIN, Authenticator
 from spellq.gateway.crowd import most_connections, raise_descriptor_limit
@@ -89,6 +90,7 @@ _REFUSALS: Final = (
     UnusableHome,
     UnusableKey,
     WrongSchema,
+    StoreUnavailable,
     OSError,
 )
 """Errors whose message is all that the user needs to be told."""
@@ -125,8 +127,9 @@ def serve(settings: DaemonSettings) -> None:
         refusal = _only_error(error)
         if not isinstance(refusal, _REFUSALS):
             raise
-        starter.say({"error": str(refusal)})
-        sys.exit(f"ERROR: {refusal}")
+        words = _in_words(refusal, settings.home)
+        starter.say({"error": words})
+        sys.exit(f"ERROR: {words}")
 
 
 def _only_error(error: BaseException) -> BaseException:
@@ -134,6 +137,17 @@ def _only_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _in_words(refusal: BaseException, home: Path) -> str:
+    """What the user is told; whatever a full disk broke, it is nothing to be repaired."""
+    error: BaseException | None = refusal
+    while error is not None:
+        out_of_space = isinstance(error, OSError) and is_full(error)
+        if out_of_space or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return f"No space is left where {home} lies. Free some, then try again."
+        error = error.__cause__
+    return str(refusal)
 
 
 def _text(value: int | None) -> str | None:

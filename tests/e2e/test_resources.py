@@ -208,7 +208,9 @@ async def test_a_full_disk_costs_no_exit_code(small: Installation, disk: Disk) -
                 guest.send(b"go on\n")
         told = await asyncio.to_thread(small.spellq, "ps")
         assert told.returncode == 1
-        assert "No space left" in told.stderr or "disk is full" in told.stderr
+        assert re.search(
+            r"No space is left where .*/home lies\. Free some|disk is full", told.stderr
+        )
         disk.clear()
         async with using(small) as client:
             runs = [await client.runs.get(run.id) for run in runs]
@@ -217,6 +219,17 @@ async def test_a_full_disk_costs_no_exit_code(small: Installation, disk: Disk) -
             assert [run.status for run in runs] == ["complete", wanted, "complete"]
             assert codes[0] == codes[2] == 8
             assert codes[1] in (8, 143)
+
+
+def test_a_daemon_that_a_full_disk_keeps_from_starting_says_so(
+    small: Installation, disk: Disk
+) -> None:
+    disk.fill(0)
+    told = small.spellq("up")
+    assert told.returncode == 1
+    assert f"No space is left where {small.home} lies. Free some" in told.stderr
+    disk.clear()
+    assert small.spellq("up").returncode == 0
 
 
 async def wants(run: Run) -> str:
