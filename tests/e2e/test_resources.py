@@ -289,6 +289,32 @@ async def test_a_command_that_the_kernel_kills_for_its_memory_says_so(own: Insta
             assert (run.status, run.user_exit_code, run.cause) == ("complete", code, None)
 
 
+SEVERAL = """
+import os, time
+children = []
+for _ in range(16):
+    child = os.fork()
+    if not child:
+        x = bytes(range(256)) * (40 << 12)
+        time.sleep(60)
+    children.append(child)
+_, status = os.wait()
+raise SystemExit(128 + os.WTERMSIG(status))
+"""
+
+
+@pytest.mark.usefixtures("little_memory")
+async def test_where_memory_is_short_commands_go_first(own: Installation) -> None:
+    """However small its processes are: neither the daemon nor the parent of the command."""
+    daemon = await asyncio.to_thread(find_daemon, own.home)
+    async with using(own) as client:
+        run = await launch(client, f"exec python3 -c '{SEVERAL}'")
+        await final(client, run)
+        assert (run.status, run.user_exit_code) == ("complete", 137)
+        assert run.cause == "likely_out_of_memory"
+    assert await asyncio.to_thread(find_daemon, own.home) == daemon
+
+
 # Processes
 
 

@@ -55,7 +55,7 @@ from typing import NoReturn
 # Isolated (-I) and without site (-S): this package's own parent is not on the path.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from spellq_workers.memory import OomKills
+from spellq_workers.memory import OomKills, Sacrifice
 from spellq_workers.mounts import (
     CLONE_NEWIPC,
     CLONE_NEWNS,
@@ -183,6 +183,7 @@ class Helper:
         self._kill_at: float | None = None
         self._oom_kills = OomKills()
         self._oom_kills_before: int | None = None
+        self._sacrifice = Sacrifice()
         self._idle_since = time.monotonic()
         self._leaving = False
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -379,7 +380,8 @@ class Helper:
             self._status, self._kill_at = None, None
             self._oom_kills_before = self._oom_kills.count()
             try:
-                ended = command.start()
+                with self._sacrifice:
+                    ended = command.start()
             except OSError as error:
                 message = f"The command cannot be started: {error.strerror or error}."
                 self._send(_error(message))

@@ -18,7 +18,8 @@ Say = Callable[[Sequence[str]], Awaitable[None]]
 class Room:
     """What is free on the disk of `folder` beyond `reserve_bytes`.
 
-    The reserve is for the store's own small writes: states, exit codes, stops, logs.
+    The reserve is for the store's own small writes: states, exit codes, stops, logs. With none,
+    the disk is not looked at.
     """
 
     def __init__(self, folder: Path, reserve_bytes: int) -> None:
@@ -28,12 +29,11 @@ class Room:
 
     def lack(self, more_bytes: int = 0) -> str | None:
         """What lacks now for `more_bytes` beside the reserve; None: it is there."""
-        try:
-            free = free_bytes(self._folder)
-        except OSError:
-            return None
         wanted = self._reserve_bytes + more_bytes
-        if free >= wanted:
+        try:
+            if not wanted or (free := free_bytes(self._folder)) >= wanted:
+                return None
+        except OSError:
             return None
         return f"disk space: {human_size(free)} free, {human_size(wanted)} wanted on {self._folder}"
 
