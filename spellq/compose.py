@@ -23,8 +23,10 @@ from spellq.control.outputs import SavedOutputs
 from spellq.control.runs import Runs
 from spellq.control.supervisor import Supervisor
 from spellq.daemon import AlreadyRunning, DaemonFiles, UnusableHome, local_owner
+from spellq.files import is_full
 from spellq.gateway import Services, create_app
 from spellq.gateway.auth import ADMIN, Authenticator
+from spellq.gateway.crowd import most_connections, raise_descriptor_limit
 from spellq.gateway.server import (
     HOST,
     CannotListen,
@@ -40,6 +42,7 @@ from spellq.settings import (
     InvalidSetting,
     parse_machine_types,
     parse_master_slots,
+    parse_min_free,
     read_config,
     setting,
 )
@@ -50,6 +53,7 @@ from spellq_workers.agent import Agent, AgentSettings
 from spellq_workers.machine import LocalMachine
 from spellq_workers.process import ProcessExecutor
 from spellq_workers.rawlog import OutputWatcher
+from spellq_workers.room import Room
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +90,7 @@ _REFUSALS: Final = (
     UnusableHome,
     UnusableKey,
     WrongSchema,
+    StoreUnavailable,
     OSError,
 )
 """Errors whose message is all that the user needs to be told."""
@@ -108,12 +113,13 @@ def serve(settings: DaemonSettings) -> None:
         types = setting("SPELLQ_MACHINE_TYPES", settings.machine_types, config)
         slots = parse_machine_types(types or "cpu")
         master_slots = parse_master_slots(setting("SPELLQ_MASTER_SLOTS", None, config), slots)
+        min_free = parse_min_free(setting("SPELLQ_MIN_FREE_BYTES", None, config))
         listener = listen(asked, files.last_port())
         anyio.run(
             _serve,
             files,
             listener,
-            _Slots(slots, master_slots),
+            _Offer(slots, master_slots, min_free),
             starter,
             backend_options={"use_uvloop": True},
         )
@@ -121,8 +127,9 @@ def serve(settings: DaemonSettings) -> None:
         refusal = _only_error(error)
         if not isinstance(refusal, _REFUSALS):
             raise
-        starter.say({"error": str(refusal)})
-        sys.exit(f"ERROR: {refusal}")
+        words = _in_words(refusal, settings.home)
+        starter.say({"error": words})
+        sys.exit(f"ERROR: {words}")
 
 
 def _only_error(error: BaseException) -> BaseException:
@@ -130,6 +137,17 @@ def _only_error(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+def _in_words(refusal: BaseException, home: Path) -> str:
+    """What the user is told; whatever a full disk broke, it is nothing to be repaired."""
+    error: BaseException | None = refusal
+    while error is not None:
+        out_of_space = isinstance(error, OSError) and is_full(error)
+        if out_of_space or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return f"No space is left where {home} lies. Free some, then try again."
+        error = error.__cause__
+    return str(refusal)
 
 
 def _text(value: int | None) -> str | None:
@@ -152,19 +170,21 @@ class _Starter:
 
 
 @dataclass(frozen=True)
-class _Slots:
-    """What this machine serves: slots by machine type, and those for masters."""
+class _Offer:
+    """What this machine serves: slots by machine type, those for masters, and what disk is kept."""
 
     kinds: dict[str, int]
     masters: int
+    min_free_bytes: int
 
 
 async def _serve(
-    files: DaemonFiles, listener: socket.socket, slots: _Slots, starter: _Starter
+    files: DaemonFiles, listener: socket.socket, offer: _Offer, starter: _Starter
 ) -> None:
+    descriptors = raise_descriptor_limit()
     port = listener.getsockname()[1]
     url = f"http://{HOST}:{port}"
-    async with embedded_runtime(files.home, slots, url) as runtime:
+    async with embedded_runtime(files.home, offer, url) as runtime:
         token = files.read_token()
         if token is None:
             token = make_token(local_owner(), "local")
@@ -173,13 +193,14 @@ async def _serve(
         await services.store.put_token(
             token_hash(token), Token(local_owner(), "local", ADMIN, SystemClock().now())
         )
-        server = Server(services.activity.watch(runtime.app), services.closing)
+        most = most_connections(descriptors, offer.masters + sum(offer.kinds.values()))
+        server = Server(services.activity.watch(runtime.app), services.closing, most)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leave_on_signal, server)
             tasks.start_soon(leave_when_idle, server, services)
             files.announce(url, port)
             starter.say({"url": url})
-            _log.info("serving at %s, slots %s, masters %s", url, slots.kinds, slots.masters)
+            _log.info("serving at %s, slots %s, masters %s", url, offer.kinds, offer.masters)
             await server.serve(sockets=[listener])
             files.withdraw()
             tasks.cancel_scope.cancel()
@@ -187,7 +208,7 @@ async def _serve(
 
 
 @asynccontextmanager
-async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator[Runtime]:
+async def embedded_runtime(home: Path, offer: _Offer, url: str) -> AsyncIterator[Runtime]:
     """The whole of an embedded installation, working: store first, then agent, then supervisor.
 
     Raises:
@@ -198,7 +219,7 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
     store = await _open_store(home, clock)
     bus = InProcessBus()
     outbox = Outbox(store, bus)
-    artifacts = await DiskArtifacts.make(home / "artifacts")
+    artifacts = await DiskArtifacts.make(home / "artifacts", offer.min_free_bytes)
     executor = ProcessExecutor(home)
     feed = Feed(store, bus, clock)
     supervisor = Supervisor(store, bus, outbox, feed, clock)
@@ -206,8 +227,8 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
         agent = Agent(
             AgentSettings(
                 name="local",
-                slots=slots.kinds,
-                master_slots=slots.masters,
+                slots=offer.kinds,
+                master_slots=offer.masters,
                 gateway_url=url,
             ),
             store,
@@ -215,7 +236,7 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
             outbox,
             artifacts,
             executor,
-            LocalMachine(home / "agent", artifacts, watcher),
+            LocalMachine(home / "agent", artifacts, watcher, Room(home, offer.min_free_bytes)),
             sealer,
             clock,
         )

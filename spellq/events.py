@@ -21,6 +21,7 @@ class EventType(StrEnum):
     RUN_CREATED = "run.created"
     RUN_STATUS = "run.status"
     RUN_LABEL = "run.label"
+    RUN_HURRIED = "run.hurried"
     RUN_LOST = "run.lost"
     RUN_FOUND = "run.found"
     RUN_LATE = "run.late"

@@ -1,7 +1,19 @@
 """Files of an installation, written whole: a reader, or a crash, sees the old or the new."""
 
+import errno
 import os
 from pathlib import Path
+
+
+def free_bytes(folder: Path) -> int:
+    """What an ordinary user may still write to the disk of `folder`. Raises OSError."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+def is_full(error: OSError) -> bool:
+    """Whether it says that the disk, or what this user may have of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -77,10 +77,14 @@ class Requeue(Struct, frozen=True):
 
 
 class Stop(Struct, frozen=True):
-    """End the command and save its outputs. Before it runs this is a kill."""
+    """End the command and save its outputs. Before it runs this is a kill.
+
+    `grace_seconds` is in place of the grace the run was launched with; a later stop may shorten it.
+    """
 
     cause: Cause = Cause.USER
     reason: str = ""
+    grace_seconds: float | None = None
 
 
 class Kill(Struct, frozen=True):
@@ -362,6 +366,7 @@ def _requeue(moves: _Moves, command: Requeue) -> None:
 
 def _stop(moves: _Moves, command: Stop) -> None:
     run = moves.run
+    grace = command.grace_seconds
     if run.status in BEFORE_RUNNING:
         _kill(moves, Kill(command.cause, command.reason))
     elif run.status is Status.RUNNING:
@@ -371,7 +376,10 @@ def _stop(moves: _Moves, command: Stop) -> None:
             cause=command.cause,
             reason=command.reason,
             due_at=None,
+            **({} if grace is None else {"stop_grace_seconds": grace}),
         )
+    elif run.status is Status.STOPPING and grace is not None and grace < run.grace_seconds:
+        moves.add(EventType.RUN_HURRIED, stop_grace_seconds=grace)
 
 
 def _kill(moves: _Moves, command: Kill) -> None:

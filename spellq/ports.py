@@ -35,6 +35,17 @@ class StoreUnavailable(Exception):
     """The engine behind a port cannot be reached or cannot write now. Nothing was changed."""
 
 
+class StoreFull(StoreUnavailable):
+    """The disk behind a port is full, or what is left of it is kept for the store itself.
+
+    `wanted_bytes` is what the step would have written, where that is known.
+    """
+
+    def __init__(self, message: str, wanted_bytes: int = 0) -> None:
+        super().__init__(message)
+        self.wanted_bytes = wanted_bytes
+
+
 class Clock(Protocol):
     """Time and chance, so that a simulated world can own both."""
 
@@ -158,12 +169,16 @@ class LogStore(Protocol):
 
 
 class AgentInfo(Struct, frozen=True):
-    """An agent as it presents itself; `id` is new with every incarnation."""
+    """An agent as it presents itself; `id` is new with every incarnation.
+
+    While it claims nothing, `lack` is what it waits for: `disk space: 1 MiB free, …`.
+    """
 
     id: str
     name: str
     slots: dict[str, int]
     version: str
+    lack: str = ""
 
 
 class Leases(Protocol):
@@ -357,12 +372,16 @@ class Job(Struct, frozen=True, kw_only=True):
 
 
 class Exit(Struct, frozen=True, kw_only=True):
-    """How a command ended. `code` is the shell's exit status, 128 + signal where one ended it."""
+    """How a command ended. `code` is the shell's exit status, 128 + signal where one ended it.
+
+    `out_of_memory`: the kernel likely killed it (137) for lack of memory.
+    """
 
     code: int
     signal: int | None
     started_at: datetime
     ended_at: datetime
+    out_of_memory: bool = False
 
 
 class Execution(Protocol):

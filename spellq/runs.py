@@ -92,6 +92,7 @@ class Cause(StrEnum):
     WORLD = "world"
     OUTPUTS = "outputs"
     LOG = "log"
+    OUT_OF_MEMORY = "likely_out_of_memory"
     AGENT_LOST = "agent_lost"
     HELPER_LOST = "helper_lost"
     MACHINE_RESTARTED = "machine_restarted"
@@ -161,6 +162,7 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     cause: Cause | None = None
     reason: str = ""
     stop_requested: bool = False
+    stop_grace_seconds: float | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None
     user_exit_code: int | None = None
@@ -174,6 +176,12 @@ class Run(Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def is_final(self) -> bool:
         return self.status in FINAL
+
+    @property
+    def grace_seconds(self) -> float:
+        """From SIGTERM to SIGKILL when the run is stopped."""
+        asked = self.stop_grace_seconds
+        return self.spec.grace_seconds if asked is None else asked
 
 
 class Workflow(Struct, frozen=True):

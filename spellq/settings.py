@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from spellq.runs import MASTER_QUEUE, machine_type_key
+from spellq.sizes import parse_size
 
 DEFAULT_PORT: Final = 7735
 DEFAULT_MASTER_SLOTS: Final = 16
+DEFAULT_MIN_FREE_BYTES: Final = 256 << 20
 LEAST_SLOTS: Final = 4
 MAX_SLOTS: Final = 1024
 _SHOWN: Final = 40
@@ -66,6 +68,23 @@ def parse_master_slots(text: str | None, slots: Mapping[str, int]) -> int:
             "in SPELLQ_MASTER_SLOTS."
         )
     return int(text)
+
+
+def parse_min_free(text: str | None) -> int:
+    """How many bytes of the disk are left to the store's own records: 256 MiB by default.
+
+    Raises:
+        InvalidSetting: no such number can be.
+    """
+    if text is None:
+        return DEFAULT_MIN_FREE_BYTES
+    size = parse_size(text)
+    if size is None:
+        raise InvalidSetting(
+            f"Invalid free space {text[:_SHOWN]!r}: use bytes, or KiB, MiB or GiB as in 256MiB, "
+            "in SPELLQ_MIN_FREE_BYTES."
+        )
+    return size
 
 
 def _is_slots(text: str, least: int) -> bool:

@@ -288,7 +288,7 @@ def workflow_view(workflow: Workflow, managing_run: Run, runs: list[Run]) -> Wor
 
 _PUBLIC_DATA: Final = frozenset(
     {"labels", "reason", "started_at", "ended_at", "user_exit_code", "outputs_files",
-     "outputs_bytes", "lost_at", "late_exit_code", "agent"}
+     "outputs_bytes", "stop_grace_seconds", "lost_at", "late_exit_code", "agent"}
 )  # fmt: skip
 
 

@@ -69,12 +69,13 @@ class Run(RunFields):
         """
         return self._client._portal.stream(lambda: self._run.logs(follow, offset))
 
-    def stop(self) -> bool:
-        """Ask the run to end and keep its outputs; does not wait. False: it had ended already.
+    def stop(self, grace_seconds: float | None = None) -> bool:
+        """Ask the run to end and keep its outputs; does not wait. False: that changed nothing.
 
-        A run whose command has not started is killed.
+        A run whose command has not started is killed. `grace_seconds` lies between the signals
+        TERM and KILL, in place of the run's own; stopping again with a shorter one hurries it.
         """
-        return self._client._portal.call(self._run.stop)
+        return self._client._portal.call(lambda: self._run.stop(grace_seconds))
 
     def kill(self) -> bool:
         """End the run at once, without its outputs; does not wait. False: it had ended already."""
@@ -182,9 +183,12 @@ class Workflow:
         self._client._portal.call(self._workflow.refresh)
         self._load()
 
-    def stop(self) -> None:
-        """Stop the master and what runs, cancel what waits; does not wait for it."""
-        self._client._portal.call(self._workflow.stop)
+    def stop(self, grace_seconds: float | None = None) -> None:
+        """Stop the master and what runs, cancel what waits; does not wait for it.
+
+        The grace is as in `Run.stop`.
+        """
+        self._client._portal.call(lambda: self._workflow.stop(grace_seconds))
         self._load()
 
     def kill(self) -> None:

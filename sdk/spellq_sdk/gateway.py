@@ -114,9 +114,11 @@ class Gateway:
                 break
         return found
 
-    async def end(self, run: int, how: str) -> RunReply:
-        """`how` is "stop" or "kill"."""
-        return await self.transport.request("POST", f"/api/runs/{run}/{how}", reply=RunReply)
+    async def end(self, run: int, how: str, grace_seconds: float | None = None) -> RunReply:
+        """`how` is "stop", whose grace may be given, or "kill"."""
+        path = f"/api/runs/{run}/{how}"
+        query = _grace(grace_seconds)
+        return await self.transport.request("POST", path, reply=RunReply, query=query)
 
     async def label(self, run: int, change: LabelRequest) -> RunView:
         path = f"/api/runs/{run}/labels"
@@ -130,9 +132,13 @@ class Gateway:
         path = f"/api/workflows/{workflow}"
         return await self.transport.request("GET", path, reply=WorkflowView)
 
-    async def end_workflow(self, workflow: int, how: str) -> WorkflowView:
+    async def end_workflow(
+        self, workflow: int, how: str, grace_seconds: float | None = None
+    ) -> WorkflowView:
+        """As `end`, for the master run and every worker run."""
         path = f"/api/workflows/{workflow}/{how}"
-        return await self.transport.request("POST", path, reply=WorkflowView)
+        query = _grace(grace_seconds)
+        return await self.transport.request("POST", path, reply=WorkflowView, query=query)
 
     async def me(self) -> Me:
         return await self.transport.request("GET", "/api/me", reply=Me)
@@ -240,3 +246,7 @@ class Gateway:
         await self._batcher.aclose()
         await self.socket.aclose()
         await self.transport.aclose()
+
+
+def _grace(seconds: float | None) -> list[tuple[str, str]]:
+    return [] if seconds is None else [("grace_seconds", repr(seconds))]

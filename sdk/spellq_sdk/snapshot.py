@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Struct
 
+from spellq.sizes import human_size
 from spellq.trees import Tree, TreeEntry, link_stays_inside, make_tree
 
 if TYPE_CHECKING:
@@ -113,15 +114,6 @@ def take_snapshot(
         plain=plain,
         warnings=tuple(warnings),
     )
-
-
-def human_size(size: float) -> str:
-    """`1.5 GiB`, `12 MiB`, `3 B`: bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.1f}".removesuffix(".0") + f" {unit}"
-        size /= 1024
-    raise AssertionError
 
 
 def _shown(name: str | bytes) -> str:

@@ -29,9 +29,12 @@ class Workflow:
         """Fetch the workflow again, in place."""
         self._load(await self._gateway.workflow(self.id))
 
-    async def stop(self) -> None:
-        """Stop the master and what runs, cancel what waits; does not wait for it."""
-        self._load(await self._gateway.end_workflow(self.id, "stop"))
+    async def stop(self, grace_seconds: float | None = None) -> None:
+        """Stop the master and what runs, cancel what waits; does not wait for it.
+
+        The grace is as in `Run.stop`.
+        """
+        self._load(await self._gateway.end_workflow(self.id, "stop", grace_seconds))
 
     async def kill(self) -> None:
         """Kill the master and all its worker runs; does not wait for it."""

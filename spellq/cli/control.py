@@ -6,9 +6,9 @@ import click
 
 from spellq.cli.connection import connected, execute, program
 from spellq.cli.errors import CliError
-from spellq.cli.options import RUN_NUMBER
+from spellq.cli.options import RUN_NUMBER, STOP_GRACE, grace_option
 from spellq.cli.screen import output
-from spellq.runs import FINAL
+from spellq.runs import FINAL, Status
 from spellq.wire import RunReply
 
 Verb = Literal["stop", "kill"]
@@ -20,10 +20,11 @@ _NOT_FOUND: Final = 404
 
 @click.command(epilog="Example: spellq stop 12 13")
 @_numbers
+@grace_option(STOP_GRACE)
 @_quiet
-def stop(numbers: tuple[int, ...], quiet: bool) -> None:
+def stop(numbers: tuple[int, ...], grace: float | None, quiet: bool) -> None:
     """Stop runs: their commands end, and outputs are saved."""
-    _end("stop", numbers, quiet=quiet)
+    _end("stop", numbers, grace=grace, quiet=quiet)
 
 
 @click.command(epilog="Example: spellq kill 12")
@@ -51,8 +52,8 @@ def label(number: int, name: str, remove: bool) -> None:
     output().line(f"Successfully {done} run {number}.")
 
 
-def _end(verb: Verb, numbers: tuple[int, ...], *, quiet: bool) -> None:
-    replies = execute(lambda: _send(verb, numbers))
+def _end(verb: Verb, numbers: tuple[int, ...], *, grace: float | None = None, quiet: bool) -> None:
+    replies = execute(lambda: _send(verb, numbers, grace))
     if not quiet:
         lines = (
             one_line(verb, replies[numbers[0]], program())
@@ -66,14 +67,16 @@ def _end(verb: Verb, numbers: tuple[int, ...], *, quiet: bool) -> None:
         raise CliError(f"There is no run {', '.join(missing)}.")
 
 
-async def _send(verb: Verb, numbers: tuple[int, ...]) -> dict[int, RunReply | None]:
+async def _send(
+    verb: Verb, numbers: tuple[int, ...], grace: float | None
+) -> dict[int, RunReply | None]:
     from spellq_sdk.exceptions import ClientException
 
     replies: dict[int, RunReply | None] = {}
     async with connected() as client:
         for number in dict.fromkeys(numbers):
             try:
-                replies[number] = await client.gateway.end(number, verb)
+                replies[number] = await client.gateway.end(number, verb, grace)
             except ClientException as error:
                 if error.response is None or error.response.status_code != _NOT_FOUND:
                     raise
@@ -90,6 +93,10 @@ def one_line(verb: Verb, reply: RunReply | None, name: str) -> list[str]:
         return [f"Run {run.id} has already finished: {run.status}."]
     if verb == "kill":
         return [str(run.id)]
+    if run.status in (Status.SAVING, Status.PUSHING):
+        return [f"Run {run.id} has ended its command and is saving its outputs."]
+    if run.status is Status.KILLING:
+        return [f"Run {run.id} is being killed."]
     return [
         f"Stopping run {run.id}. Use '{name} logs -f {run.id}' to view logs while the job finishes."
     ]

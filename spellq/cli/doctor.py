@@ -157,7 +157,7 @@ def _writable(home: Path) -> Check:
 
 
 def _disk(home: Path) -> Check:
-    from spellq_sdk.snapshot import human_size
+    from spellq.sizes import human_size
 
     free = shutil.disk_usage(_nearest(home)).free
     good = free >= _LEAST_DISK_BYTES

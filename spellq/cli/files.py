@@ -44,7 +44,7 @@ def ls_line(entry: LsEntry, now: datetime, *, human: bool) -> str:
     """`SIZE DATE PATH`, with what else is known of it."""
     size = "-" if entry.size is None else str(entry.size)
     if human and entry.size is not None:
-        from spellq_sdk.snapshot import human_size
+        from spellq.sizes import human_size
 
         size = human_size(entry.size).replace(" ", "").removesuffix("iB")
     date = "-" if entry.date is None else listed(entry.date, now)

@@ -65,7 +65,7 @@ def facts(run: RunView, now: datetime) -> list[tuple[str, str]]:
 def _outputs(run: RunView) -> str:
     if not run.outputs_files:
         return ""
-    from spellq_sdk.snapshot import human_size
+    from spellq.sizes import human_size
 
     files = "1 file" if run.outputs_files == 1 else f"{run.outputs_files} files"
     return f"{files}, {human_size(run.outputs_bytes)} in runs/{run.id}"

@@ -12,6 +12,8 @@ from spellq.runs import parse_number
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 Decorator = Callable[[_Function], _Function]
 
+STOP_GRACE: Final = "From SIGTERM to SIGKILL, in place of the runs' own; stop again to shorten it."
+
 _LATER_VALUES: Final = (
     ("--pip",),
     ("--pip-req",),
@@ -52,6 +54,7 @@ def launch_options(function: _Function) -> _Function:
                          help="Leave out files that git does not track."),
             click.option("-c", "--commit-ref", default="HEAD", hidden=True, expose_value=False,
                          callback=_only_head),
+            grace_option("From SIGTERM to SIGKILL when it is stopped.  [default: 30]"),
             output_option,
             *_later(_LATER_VALUES, _LATER_FLAGS),
         )
@@ -73,9 +76,6 @@ def run_options(function: _Function) -> _Function:
             click.option("--timeout", type=click.FloatRange(min=0, min_open=True),
                          callback=_finite, metavar="MINUTES",
                          help="Stop the run after that long; its outputs are saved."),
-            click.option("--grace", type=click.FloatRange(min=0), callback=_finite,
-                         metavar="SECONDS",
-                         help="From SIGTERM to SIGKILL when the run is stopped.  [default: 30]"),
             *_later(_LATER_RUN_VALUES, _LATER_RUN_FLAGS),
         )
     ):  # fmt: skip
@@ -88,6 +88,17 @@ def later_workflow_options(function: _Function) -> _Function:
     for option in _later(_LATER_WORKFLOW_VALUES, _LATER_WORKFLOW_FLAGS):
         function = option(function)
     return function
+
+
+def grace_option(words: str) -> Callable[[_Function], _Function]:
+    """`--grace SECONDS`; gives the parameter `grace`, None where it is not given."""
+    return click.option(
+        "--grace",
+        type=click.FloatRange(min=0),
+        callback=_finite,
+        metavar="SECONDS",
+        help=words,
+    )
 
 
 def output_option(function: _Function) -> _Function:

@@ -9,7 +9,9 @@ from spellq.cli.connection import address_of, connected, execute, print_json, pr
 from spellq.cli.following import DETACHED_CODE, follow_to_the_end, say_logs_again
 from spellq.cli.launch import check_json, code_options
 from spellq.cli.options import (
+    STOP_GRACE,
     WORKFLOW_NUMBER,
+    grace_option,
     later_workflow_options,
     launch_options,
     output_option,
@@ -60,6 +62,7 @@ def create(
     command: tuple[str, ...],
     environment: dict[str, str],
     description: str | None,
+    grace: float | None,
     background: bool,
     verbose: bool,
     no_untracked: bool,
@@ -68,7 +71,11 @@ def create(
     """Launch COMMAND as the master run of a new workflow, and follow its log."""
     check_json(as_json, background)
     name = program()
-    options: dict[str, Any] = {"command": shell_command(command), "envvars": environment}
+    options: dict[str, Any] = {
+        "command": shell_command(command),
+        "envvars": environment,
+        "grace_seconds": grace,
+    }
     launched: list[int] = []
 
     async def launch() -> int:
@@ -107,13 +114,14 @@ def create(
 
 @workflow.command(epilog="Example: spellq workflow stop 14")
 @click.argument("number", metavar="WORKFLOW", type=WORKFLOW_NUMBER)
-def stop(number: int) -> None:
+@grace_option(STOP_GRACE)
+def stop(number: int, grace: float | None) -> None:
     """Stop a workflow's runs: what runs saves its outputs, what waits is cancelled."""
     name = program()
 
     async def send() -> None:
         async with connected() as client:
-            found = await client.gateway.end_workflow(number, "stop")
+            found = await client.gateway.end_workflow(number, "stop", grace)
         output().line(
             f"Stopping workflow {number}. Use '{name} logs -f {found.managing_run.id}' "
             "to view logs while the job finishes."

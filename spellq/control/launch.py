@@ -7,7 +7,7 @@ from typing import Final
 
 from spellq.control.errors import Rejected
 from spellq.control.outputs import Saved, SavedOutputs
-from spellq.control.runs import Runs, check_labels
+from spellq.control.runs import Runs, check_grace, check_labels
 from spellq.outbox import Outbox
 from spellq.ports import ArtifactStore, Clock, NewRun, Store
 from spellq.resources import InvalidResourceError, mount_target, working_directory
@@ -207,8 +207,7 @@ def _check_text(request: RunRequest) -> None:
     timeout = request.timeout_minutes
     if timeout is not None and not 0 < timeout <= 525_600:
         raise Rejected(f"timeout is {timeout:g} minutes; it has to be above 0, a year at most.")
-    if not 0 <= request.grace_seconds <= 86_400:
-        raise Rejected(f"grace is {request.grace_seconds:g} seconds; it has to be 0 to 86400.")
+    check_grace(request.grace_seconds)
 
 
 def _check_environment(variables: Mapping[str, str]) -> None:

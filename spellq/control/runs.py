@@ -1,16 +1,19 @@
 """Commands on runs that exist: look, stop, kill, label; one run or a whole workflow."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
+
+from msgspec.structs import replace
 
 from spellq.control.errors import Conflict, NotFound, Rejected
 from spellq.lifecycle import Command, Kill, Label, Refused, Stop
 from spellq.outbox import Outbox
-from spellq.ports import Bus, RunQuery, Store, UnknownRun
-from spellq.runs import MAX_NUMBER, Cause, Run, Status, Workflow
+from spellq.ports import AgentInfo, Bus, RunQuery, Store, UnknownRun
+from spellq.runs import MAX_NUMBER, WAITING, Cause, Run, Status, Workflow
 
 MAX_LABELS: Final = 100
 MAX_LABEL_CHARACTERS: Final = 200
+MAX_GRACE_SECONDS: Final = 86_400
 
 
 class Runs:
@@ -31,14 +34,32 @@ class Runs:
             raise NotFound(str(UnknownRun(number)))
         return run
 
+    async def explained(self, runs: Sequence[Run]) -> list[Run]:
+        """The runs; the reason of each that waits is what it waits for now."""
+        if all(run.status not in WAITING for run in runs):
+            return list(runs)
+        agents = await self._store.agents()
+        return [_explained(run, agents) for run in runs]
+
     async def live(self, owner: str | None) -> list[Run]:
         """Every run that has not ended, newest first."""
         return await self._store.find(RunQuery(limit=None, owner=owner, live=True))
 
-    async def stop(self, number: int, owner: str | None) -> tuple[Run, bool]:
-        """Ask for the end and keep outputs; the run, and whether anything changed."""
+    async def stop(
+        self, number: int, owner: str | None, grace_seconds: float | None = None
+    ) -> tuple[Run, bool]:
+        """Ask for the end and keep outputs; the run, and whether anything changed.
+
+        `grace_seconds` is in place of the run's own grace, and may shorten that of a stop before.
+
+        Raises:
+            NotFound: no such run, or another owner's.
+            Rejected: a grace that cannot be.
+        """
         await self.get(number, owner)
-        return await self._want(number, Stop())
+        if grace_seconds is not None:
+            check_grace(grace_seconds)
+        return await self._want(number, Stop(grace_seconds=grace_seconds))
 
     async def kill(self, number: int, owner: str | None) -> tuple[Run, bool]:
         """End it at once; outputs are lost."""
@@ -65,15 +86,35 @@ class Runs:
         workflow, master = await self._workflow(number, owner)
         return workflow, master, await self._workers(workflow)
 
-    async def end_workflow(self, number: int, owner: str | None, *, kill: bool) -> None:
-        """Stop or kill the master run first, then every worker run that has not ended.
+    async def stop_workflow(
+        self, number: int, owner: str | None, grace_seconds: float | None = None
+    ) -> None:
+        """Stop the master run and every worker run that has not ended; the grace as in `stop`.
+
+        Raises:
+            NotFound: no such workflow, or another owner's.
+            Rejected: a grace that cannot be.
+        """
+        if grace_seconds is not None:
+            check_grace(grace_seconds)
+        await self._end_workflow(number, owner, Stop(Cause.WORKFLOW, grace_seconds=grace_seconds))
+
+    async def kill_workflow(self, number: int, owner: str | None) -> None:
+        """Kill the master run and every worker run that has not ended.
+
+        Raises:
+            NotFound: no such workflow, or another owner's.
+        """
+        await self._end_workflow(number, owner, Kill(Cause.WORKFLOW))
+
+    async def _end_workflow(self, number: int, owner: str | None, command: Stop | Kill) -> None:
+        """The master run first.
 
         None that is launched meanwhile stays behind: the master's end is stored before the
         workers are listed, and whoever launches looks at the master once more after its runs are
         stored (`end_late`). So a run is either in the list, or its launcher sees the end.
         """
         workflow, master = await self._workflow(number, owner)
-        command = Kill(Cause.WORKFLOW) if kill else Stop(Cause.WORKFLOW)
         if not master.is_final:
             await self._want(master.id, command)
         for run in await self._workers(workflow):
@@ -132,9 +173,26 @@ class Runs:
         return run, bool(committed.logged)
 
 
+def _explained(run: Run, agents: Sequence[AgentInfo]) -> Run:
+    """Where all who serve its queue claim nothing, it waits for what the first of them lacks."""
+    serving = [agent for agent in agents if agent.slots.get(run.spec.queue)]
+    if run.status not in WAITING or not serving or not all(agent.lack for agent in serving):
+        return run
+    return replace(run, reason=f"Waiting for {serving[0].lack}.")
+
+
 def _is_over(master: Run) -> bool:
     """Whether a master run has ended or was asked to; what it still saves changes nothing."""
     return master.is_final or master.stop_requested or master.status is Status.KILLING
+
+
+def check_grace(seconds: float) -> None:
+    """
+    Raises:
+        Rejected: no such grace can be.
+    """
+    if not 0 <= seconds <= MAX_GRACE_SECONDS:
+        raise Rejected(f"grace is {seconds:g} seconds; it has to be 0 to {MAX_GRACE_SECONDS}.")
 
 
 def check_labels(labels: Iterable[str]) -> None:

@@ -7,7 +7,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException
 
 from spellq.control.errors import Rejected
-from spellq.ports import StoreUnavailable
+from spellq.ports import StoreFull, StoreUnavailable
 from spellq.wire import ErrorReply
 
 _log = logging.getLogger(__name__)
@@ -19,6 +19,10 @@ def _reply(status: int, error: str) -> Response[ErrorReply]:
 
 def rejected(_: Request[Any, Any, Any], error: Rejected) -> Response[ErrorReply]:
     return _reply(error.status, str(error))
+
+
+def full(_: Request[Any, Any, Any], error: StoreFull) -> Response[ErrorReply]:
+    return _reply(507, str(error))
 
 
 def unavailable(_: Request[Any, Any, Any], error: StoreUnavailable) -> Response[ErrorReply]:
@@ -44,6 +48,17 @@ def too_deep(_: Request[Any, Any, Any], __: RecursionError) -> Response[ErrorRep
     return _reply(400, "The body is nested too deeply.")
 
 
+def exhausted(request: Request[Any, Any, Any], error: RuntimeError) -> Response[ErrorReply]:
+    """Python has no type of its own for a thread that cannot be started."""
+    if "can't start new thread" not in str(error):
+        return unexpected(request, error)
+    return _reply(
+        503,
+        "There are too many processes or threads here. End some, or raise the limit (`ulimit -u`, "
+        "or pids.max of the control group), then try again.",
+    )
+
+
 def unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[ErrorReply]:
     """A fault of ours: the log tells it whole, the caller learns that it is ours."""
     _log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
@@ -52,8 +67,10 @@ def unexpected(request: Request[Any, Any, Any], error: Exception) -> Response[Er
 
 HANDLERS: dict[Any, Any] = {
     Rejected: rejected,
+    StoreFull: full,
     StoreUnavailable: unavailable,
     HTTPException: http_error,
     RecursionError: too_deep,
+    RuntimeError: exhausted,
     Exception: unexpected,
 }

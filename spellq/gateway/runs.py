@@ -7,6 +7,7 @@ another path, with another body, or from another master run's workflow it is ano
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from typing import Annotated, Final
 
 import msgspec
@@ -17,7 +18,7 @@ from spellq.control.errors import Rejected
 from spellq.gateway.auth import Caller
 from spellq.gateway.services import ApiRequest, Provided, Services
 from spellq.ports import RunQuery
-from spellq.runs import MASTER_QUEUE, MAX_NUMBER, Status
+from spellq.runs import MASTER_QUEUE, MAX_NUMBER, Run, Status
 from spellq.version import __version__
 from spellq.wire import (
     IDEMPOTENCY_HEADER,
@@ -78,7 +79,7 @@ async def launch(
         await _command_id(request, key),
         sees=caller.sees,
     )
-    return run_view(run)
+    return await _view(services, run)
 
 
 @post("/runs/batch")
@@ -96,7 +97,7 @@ async def launch_batch(
         await _command_id(request, key),
         sees=caller.sees,
     )
-    return RunPage([run_view(run) for run in runs])
+    return RunPage(await _views(services, runs))
 
 
 @get("/runs")
@@ -126,21 +127,29 @@ async def list_runs(
         status=status,
     )
     runs = await services.store.find(query)
-    return RunPage(
-        [run_view(run) for run in runs], next=runs[-1].id if len(runs) == limit else None
-    )
+    next_before = runs[-1].id if len(runs) == limit else None
+    return RunPage(await _views(services, runs), next_before)
 
 
 @get("/runs/{number:int}")
 async def get_run(number: FromPath[int], request: ApiRequest, services: Provided) -> RunView:
     """One run as it is now."""
-    return run_view(await services.runs.get(number, request.user.sees))
+    return await _view(services, await services.runs.get(number, request.user.sees))
 
 
 @post("/runs/{number:int}/stop", status_code=200)
-async def stop_run(number: FromPath[int], request: ApiRequest, services: Provided) -> RunReply:
-    """End the command, save its outputs. A run that has ended stays as it is."""
-    run, changed = await services.runs.stop(number, request.user.sees)
+async def stop_run(
+    number: FromPath[int],
+    request: ApiRequest,
+    services: Provided,
+    grace_seconds: FromQuery[float | None] = None,
+) -> RunReply:
+    """End the command, save its outputs. A run that has ended stays as it is.
+
+    `grace_seconds` is in place of the grace the run was launched with; of several stops, the one
+    whose grace ends first counts.
+    """
+    run, changed = await services.runs.stop(number, request.user.sees, grace_seconds)
     return RunReply(run_view(run), changed)
 
 
@@ -180,15 +189,20 @@ async def get_workflow(
     number: FromPath[int], request: ApiRequest, services: Provided
 ) -> WorkflowView:
     """A workflow with its master run and its worker runs, oldest first."""
-    return workflow_view(*await services.runs.workflow(number, request.user.sees))
+    return await _workflow_view(services, number, request.user.sees)
 
 
 @post("/workflows/{number:int}/stop", status_code=200)
 async def stop_workflow(
-    number: FromPath[int], request: ApiRequest, services: Provided
+    number: FromPath[int],
+    request: ApiRequest,
+    services: Provided,
+    grace_seconds: FromQuery[float | None] = None,
 ) -> WorkflowView:
     """Stop the master run and every worker run that has not ended; outputs are saved."""
-    return await _end_workflow(number, request, services, kill=False)
+    sees = request.user.sees
+    await services.runs.stop_workflow(number, sees, grace_seconds)
+    return await _workflow_view(services, number, sees)
 
 
 @post("/workflows/{number:int}/kill", status_code=200)
@@ -196,15 +210,24 @@ async def kill_workflow(
     number: FromPath[int], request: ApiRequest, services: Provided
 ) -> WorkflowView:
     """Kill the master run and every worker run that has not ended; outputs are lost."""
-    return await _end_workflow(number, request, services, kill=True)
-
-
-async def _end_workflow(
-    number: int, request: ApiRequest, services: Services, *, kill: bool
-) -> WorkflowView:
     sees = request.user.sees
-    await services.runs.end_workflow(number, sees, kill=kill)
-    return workflow_view(*await services.runs.workflow(number, sees))
+    await services.runs.kill_workflow(number, sees)
+    return await _workflow_view(services, number, sees)
+
+
+async def _view(services: Services, run: Run) -> RunView:
+    (view,) = await _views(services, [run])
+    return view
+
+
+async def _views(services: Services, runs: Sequence[Run]) -> list[RunView]:
+    return [run_view(run) for run in await services.runs.explained(runs)]
+
+
+async def _workflow_view(services: Services, number: int, sees: str | None) -> WorkflowView:
+    workflow, managing_run, worker_runs = await services.runs.workflow(number, sees)
+    master, *workers = await services.runs.explained([managing_run, *worker_runs])
+    return workflow_view(workflow, master, workers)
 
 
 @get("/me")

@@ -11,6 +11,7 @@ import anyio
 import uvicorn
 from litestar.types import ASGIApp
 
+from spellq.gateway import crowd
 from spellq.gateway.closing import Closing
 from spellq.gateway.services import Services
 from spellq.ports import RunQuery, Store, StoreUnavailable
@@ -71,9 +72,12 @@ def _bind(port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Leaves signals to us: what is under way has to be let go of in order."""
+    """Leaves signals to us: what is under way has to be let go of in order.
 
-    def __init__(self, app: ASGIApp, closing: Closing) -> None:
+    At most `most_connections` are served at once.
+    """
+
+    def __init__(self, app: ASGIApp, closing: Closing, most_connections: int) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -81,7 +85,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 ws="wsproto",
-                http="httptools",
+                http=crowd.protocol(most_connections),
                 lifespan="off",
                 timeout_graceful_shutdown=2 * GRACEFUL_SECONDS,
                 ws_max_size=LARGEST_MESSAGE_BYTES,

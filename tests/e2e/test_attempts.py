@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from anyio.abc import TaskStatus
@@ -277,6 +278,37 @@ async def test_outputs_that_cannot_be_saved_do_not_cost_the_exit_code(
     assert (run.status, run.user_exit_code) == (Status.FAILED, 66)
     assert run.cause is Cause.OUTPUTS
     assert "No space left" in run.reason
+    assert await machine.serves()
+
+
+async def test_outputs_are_saved_once_there_is_a_thread_for_it(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = LocalMachine.save
+    refused = 0
+
+    async def save_at_the_second_try(self: LocalMachine, *arguments: Any) -> Any:
+        nonlocal refused
+        if not refused:
+            refused += 1
+            raise RuntimeError("can't start new thread")
+        return await save(self, *arguments)
+
+    monkeypatch.setattr(LocalMachine, "save", save_at_the_second_try)
+    run = await machine.ended(await machine.launch("echo x > x; exit 66"))
+    assert (refused, run.status, run.user_exit_code) == (1, Status.COMPLETE, 66)
+    assert run.outputs_files == 1
+
+
+async def test_a_fault_of_ours_does_not_cost_the_exit_code(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def faulty(*_: object) -> None:
+        raise AssertionError("a fault")
+
+    monkeypatch.setattr(LocalMachine, "save", faulty)
+    run = await machine.ended(await machine.launch("echo x > x; exit 66"))
+    assert (run.status, run.user_exit_code) == (Status.FAILED, 66)
     assert await machine.serves()
 
 

@@ -225,6 +225,12 @@ def test_stop_and_kill_one() -> None:
     assert one_line("stop", reply(3, Status.COMPLETE, changed=False), "spell") == [
         "Run 3 has already finished: complete."
     ]
+    assert one_line("stop", reply(3, Status.SAVING, changed=False), "spell") == [
+        "Run 3 has ended its command and is saving its outputs."
+    ]
+    assert one_line("stop", reply(3, Status.KILLING, changed=False), "spell") == [
+        "Run 3 is being killed."
+    ]
     assert one_line("stop", None, "spell") == []
 
 

@@ -88,7 +88,7 @@ async def test_a_run_made_while_its_workflow_is_ended_is_ended_too(
     create = world.outbox.create
 
     async def end_first(new: Sequence[NewRun]) -> list[Run]:
-        await world.runs.end_workflow(number, "ada", kill=kill)
+        await (world.runs.kill_workflow if kill else world.runs.stop_workflow)(number, "ada")
         return await create(new)
 
     monkeypatch.setattr(world.outbox, "create", end_first)
@@ -196,3 +196,26 @@ async def test_trees_used_last_stay_in_memory(
     assert await reads(1, 2) == 0
     names = await world.outputs.ls(f"runs/{runs[3]}", "ada")
     assert len(names) == 2000
+
+
+async def test_a_run_waits_for_what_all_its_agents_lack(world: World) -> None:
+    run = await world.launch()
+    short = AgentInfo("box.1", "box", {"cpu": 1}, "0", "disk space: none")
+    await world.store.renew(short, 10)
+    await world.store.renew(AgentInfo("box.2", "box", {"t4": 1}, "0"), 10)
+    (told,) = await world.runs.explained([run])
+    assert told.reason == "Waiting for disk space: none."
+    ended, _ = await world.runs.kill(run.id, "ada")
+    assert await world.runs.explained([ended]) == [ended]
+    await world.store.renew(AgentInfo("box.3", "box", {"cpu": 1}, "0"), 10)
+    assert await world.runs.explained([run]) == [run]
+
+
+@pytest.mark.parametrize("seconds", [-1, 86_401, float("nan")])
+async def test_a_stop_with_a_grace_that_cannot_be_changes_nothing(
+    world: World, seconds: float
+) -> None:
+    run = await world.launch()
+    with pytest.raises(Rejected, match="grace"):
+        await world.runs.stop(run.id, "ada", seconds)
+    assert await world.runs.get(run.id, "ada") == run

@@ -21,15 +21,40 @@ from spellq.gateway import socket as socket_module
 from spellq.gateway.activity import Activity
 from spellq.gateway.auth import ADMIN, USER, Authenticator, Caller
 from spellq.gateway.closing import Closing, OpenEnded
+from spellq.gateway.crowd import most_connections
+from spellq.gateway.errors import HANDLERS
 from spellq.gateway.server import leave_when_idle
 from spellq.gateway.socket import _Conversation
-from spellq.ports import RunQuery, StoreUnavailable, Token
+from spellq.ports import RunQuery, StoreFull, StoreUnavailable, Token
 from spellq.runs import Run, RunSpec, Status
 from spellq.tokens import make_token, token_hash
 from spellq_brokers.embedded import SqliteStore
 from tests.clocks import HandClock
 
 NOW = HandClock().now()
+
+
+def test_clients_leave_descriptors_to_the_runs() -> None:
+    assert most_connections(20_000, 20) == 20_000 - 200 - 80
+    assert most_connections(256, 20) == 16
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "remedy"),
+    [
+        (StoreFull("The disk is full. Free some space."), 507, "Free some space"),
+        (StoreUnavailable("away"), 503, "away"),
+        (RuntimeError("can't start new thread"), 503, "ulimit -u"),
+        (RuntimeError("a fault"), 500, "internal error of spellq"),
+        (RecursionError("deep"), 400, "nested too deeply"),
+    ],
+)
+def test_what_is_told_of_errors(error: Exception, status: int, remedy: str) -> None:
+    request: Any = SimpleNamespace(method="GET", url=SimpleNamespace(path="/"))
+    handler = next(HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS)
+    reply = handler(request, error)
+    assert reply.status_code == status
+    assert remedy in reply.content.error
 
 
 def a_run(number: int, status: Status = Status.MACHINE_REQUESTED) -> Run:

@@ -189,7 +189,7 @@ commands = st.one_of(
         st.sampled_from([S.FAILED, S.INTERRUPTED, S.MOUNT_FAILED, S.BUILD_FAILED]),
     ),
     st.builds(Requeue, st.integers(1, 3), st.just("lost")),
-    st.builds(Stop),
+    st.builds(Stop, grace_seconds=st.none() | st.integers(0, 60)),
     st.builds(Kill),
     st.builds(Label, st.tuples(st.sampled_from("xyz")), st.tuples(st.sampled_from("xyz"))),
     st.builds(Lose, st.just("agent"), st.integers(0, 60)),
@@ -197,6 +197,22 @@ commands = st.one_of(
     st.builds(Expire),
 )
 histories = st.lists(st.tuples(commands, st.integers(0, 100)), max_size=30)
+
+
+def test_a_later_stop_may_shorten_the_grace() -> None:
+    run = after(*NATURAL[:2], Stop(), spec=RunSpec("true", grace_seconds=30))
+    assert run.grace_seconds == 30
+    assert transition(run, Stop(), AT).events == ()
+    assert transition(run, Stop(grace_seconds=30), AT).events == ()
+    hurried = transition(run, Stop(grace_seconds=0), AT)
+    assert [event.type for event in hurried.events] == [EventType.RUN_HURRIED]
+    assert (hurried.run.status, hurried.run.grace_seconds) == (S.STOPPING, 0)
+    assert transition(hurried.run, Stop(grace_seconds=5), AT).events == ()
+
+
+def test_a_stop_may_bring_a_grace_of_its_own() -> None:
+    run = after(*NATURAL[:2], Stop(grace_seconds=60), spec=RunSpec("true", grace_seconds=30))
+    assert run.grace_seconds == 60
 
 
 @given(histories, st.booleans())

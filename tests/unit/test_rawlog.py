@@ -1,9 +1,12 @@
 """How a growing output file becomes lines."""
 
+import asyncio
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from asyncinotify import Inotify
 
 from spellq_workers.rawlog import MAX_ENTRY_BYTES, OutputWatcher, Piece, RawLog
 
@@ -87,3 +90,31 @@ async def test_a_command_that_was_never_executed_has_no_output(
     tmp_path: Path, watcher: OutputWatcher
 ) -> None:
     assert await _all(tmp_path / "output", watcher) == []
+
+
+async def test_a_file_that_cannot_be_watched_is_looked_at_with_every_heartbeat(
+    tmp_path: Path, watcher: OutputWatcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "the limit of inotify watches is reached")
+
+    path = tmp_path / "output"
+    path.write_bytes(b"one\n")
+    batches = RawLog(path, 0, watcher).batches()
+    assert await anext(batches) == [Piece("one", 4)]
+    with monkeypatch.context() as fault:
+        fault.setattr(Inotify, "add_watch", exhausted)
+        more = asyncio.ensure_future(anext(batches))
+        await asyncio.sleep(0)
+        with path.open("ab") as file:
+            file.write(b"two\n")
+        assert not more.done()
+        watcher.look()
+        assert await more == [Piece("two", 8)]
+    more = asyncio.ensure_future(anext(batches))
+    await asyncio.sleep(0)
+    watcher.look()
+    await asyncio.sleep(0)
+    with path.open("ab") as file:
+        file.write(b"three\n")
+    assert await more == [Piece("three", 14)]

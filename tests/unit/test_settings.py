@@ -14,6 +14,7 @@ from spellq.settings import (
     InvalidSetting,
     parse_machine_types,
     parse_master_slots,
+    parse_min_free,
     read_config,
     setting,
 )
@@ -33,6 +34,14 @@ def test_machine_types() -> None:
 def test_machine_types_that_cannot_be(text: str) -> None:
     with pytest.raises(InvalidSetting):
         parse_machine_types(text)
+
+
+def test_free_space_that_is_kept() -> None:
+    assert parse_min_free(None) == 256 << 20
+    assert parse_min_free("1GiB") == 1 << 30
+    assert parse_min_free("0") == 0
+    with pytest.raises(InvalidSetting, match="SPELLQ_MIN_FREE_BYTES"):
+        parse_min_free("much")
 
 
 def test_slots_for_masters() -> None:

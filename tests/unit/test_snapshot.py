@@ -9,10 +9,11 @@ from pathlib import Path
 import anyio.to_thread
 import pytest
 
+from spellq.sizes import human_size
 from spellq.trees import Tree, decode_tree, encode_tree
 from spellq_sdk.exceptions import BadRequest
 from spellq_sdk.sending import upload
-from spellq_sdk.snapshot import Snapshot, SnapshotError, human_size, take_snapshot
+from spellq_sdk.snapshot import Snapshot, SnapshotError, take_snapshot
 
 
 @pytest.fixture(autouse=True)

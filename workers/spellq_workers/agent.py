@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from msgspec import Struct
+from msgspec.structs import replace
 
 from spellq.lifecycle import Find, Refused
 from spellq.outbox import Outbox
@@ -37,6 +38,10 @@ KEEP_TICKET_SECONDS: Final = 5.0
 """How long a claimed run's ticket stays unacknowledged, which keeps the next one away."""
 
 _log = logging.getLogger(__name__)
+
+
+class NoRoom(Exception):
+    """The machine's disk has no room for another run."""
 
 
 class AgentSettings(Struct, frozen=True, kw_only=True):
@@ -97,6 +102,7 @@ class Agent:
         async with anyio.create_task_group() as tasks:
             adopted = await self._adopt(before, tasks)
             await self._machine.remember((own,))
+            self._see_what_lacks()
             counter = await self._store.renew(self.info, LEASE_SECONDS)
             tasks.start_soon(self._renew, counter)
             tasks.start_soon(self._listen_for_hints)
@@ -121,20 +127,32 @@ class Agent:
         if adopted is not None:
             await adopted.done.wait()
         while True:
-            async with self._bus.consume(queue) as source:
-                while True:
-                    delivery = await source.take()
-                    ticket = delivery.ticket
-                    attempt = Attempt(self._workshop, slot, ticket.run, ticket.attempt)
-                    tasks.start_soon(self._carry_out, attempt, ticket)
-                    await attempt.claimed.wait()
-                    with anyio.move_on_after(KEEP_TICKET_SECONDS):
-                        await attempt.done.wait()
-                    if not attempt.done.is_set():
-                        break
-                    await delivery.ack()
-            await delivery.ack()
-            await attempt.done.wait()
+            await self._machine.room.wait()
+            with suppress(NoRoom):
+                await self._serve_while_there_is_room(slot, queue, tasks)
+
+    async def _serve_while_there_is_room(self, slot: str, queue: str, tasks: TaskGroup) -> None:
+        """Until a run has taken long.
+
+        Raises:
+            NoRoom: the disk has run short; the ticket that came is offered again.
+        """
+        async with self._bus.consume(queue) as source:
+            while True:
+                delivery = await source.take()
+                if self._machine.room.lack():
+                    raise NoRoom
+                ticket = delivery.ticket
+                attempt = Attempt(self._workshop, slot, ticket.run, ticket.attempt)
+                tasks.start_soon(self._carry_out, attempt, ticket)
+                await attempt.claimed.wait()
+                with anyio.move_on_after(KEEP_TICKET_SECONDS):
+                    await attempt.done.wait()
+                if not attempt.done.is_set():
+                    break
+                await delivery.ack()
+        await delivery.ack()
+        await attempt.done.wait()
 
     async def _carry_out(self, attempt: Attempt, ticket: Ticket) -> None:
         with self._holding(attempt):
@@ -159,6 +177,7 @@ class Agent:
         """Keep the lease; the answer's counter tells when to look at the runs again."""
         while True:
             await anyio.sleep(HEARTBEAT_SECONDS)
+            self._see_what_lacks()
             try:
                 latest = await self._store.renew(self.info, LEASE_SECONDS)
             except StoreUnavailable as error:
@@ -167,6 +186,13 @@ class Agent:
             if latest != counter:
                 counter = latest
                 self._told.set()
+
+    def _see_what_lacks(self) -> None:
+        self._machine.look()
+        lack = self._machine.room.lack() or ""
+        if bool(lack) != bool(self.info.lack):
+            _log.warning("%s", f"no run is claimed: {lack}" if lack else "runs are claimed again")
+        self.info = replace(self.info, lack=lack)
 
     async def _listen_for_hints(self) -> None:
         async with self._bus.hints(self.info.id) as hints:

@@ -5,6 +5,7 @@ on where this one was (`resume`).
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -48,6 +49,7 @@ LOG_BYTES: Final = 10 << 30
 _RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
 _SCANNING: Final = "Scanning for modified or new files from the run"
 _NOTHING: Final = "No modified or new files found"
+_OUT_OF_MEMORY: Final = "The kernel killed a process for lack of memory while the command ran."
 
 _log = logging.getLogger(__name__)
 
@@ -102,7 +104,9 @@ class Attempt:
         self._interruptible: anyio.CancelScope | None = None
         self._status = Status.BUILDING
         self._asked: Status | None = None
+        self._grace_asked = math.inf
         self._raw_start = 0
+        self._exit_code: int | None = None
 
     async def carry_out(self, ticket: Ticket) -> None:
         """Claim the run and see it to its end; a run that does not want it (any more) is left."""
@@ -116,13 +120,16 @@ class Attempt:
         await self._to_the_end(self._go_on(run, adopted))
 
     async def look(self) -> None:
-        """Do what is wanted of the run, as the store says now; each thing is asked for once."""
+        """Do what is wanted of the run, as the store says now; each thing is asked for once.
+
+        A stop with a shorter grace is another thing.
+        """
         run = await self._workshop.store.get(self.number)
         if run is None or self.done.is_set():
             return
         fenced = run.is_final or run.attempt != self.attempt
         wanted = Status.KILLING if fenced else run.status
-        if wanted not in (Status.KILLING, Status.STOPPING) or wanted is self._asked:
+        if self._asked is Status.KILLING:
             return
         if wanted is Status.KILLING:
             self._asked = wanted
@@ -130,9 +137,14 @@ class Attempt:
                 self._interruptible.cancel()
             if self._execution is not None:
                 await self._execution.kill()
-        elif self._execution is not None:
+        elif (
+            wanted is Status.STOPPING
+            and self._execution is not None
+            and run.grace_seconds < self._grace_asked
+        ):
             self._asked = self._status = wanted
-            await self._execution.stop(run.spec.grace_seconds)
+            self._grace_asked = run.grace_seconds
+            await self._execution.stop(run.grace_seconds)
 
     async def _to_the_end(self, work: Coroutine[None, None, None]) -> None:
         """Whatever happens to the work, the run comes to an end and the agent goes on."""
@@ -217,7 +229,7 @@ class Attempt:
     async def _make_world(self, run: Run, token: str | None) -> Execution:
         try:
             return await self._workshop.executor.prepare(await self._job(run, token))
-        except (OSError, ValueError, KeyError, StoreUnavailable) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, StoreUnavailable) as error:
             raise WorldError(
                 f"The run's world could not be made: {error}",
                 mount=self._status is Status.MOUNTING,
@@ -257,6 +269,7 @@ class Attempt:
     async def _see_to_the_end(self, run: Run, execution: Execution) -> None:
         await self.look()
         ended = await self._follow(execution)
+        self._exit_code = ended.code
         if await self._unless_killed(self._save(run, execution, ended)) is None:
             await self._apply(End(self.attempt))
         await execution.discard()
@@ -310,8 +323,21 @@ class Attempt:
         await self._until_available(lambda: self._workshop.outbox.append(self.number, entries))
 
     async def _save(self, run: Run, execution: Execution, ended: Exit) -> Run:
-        """Save outputs and end; a run without any ends in one step. Its exit code is never lost."""
+        """Save outputs and end, again with every heartbeat while the machine has no thread left."""
+        while True:
+            try:
+                return await self._save_once(run, execution, ended)
+            except RuntimeError as error:
+                if not _is_without_threads(error):
+                    raise
+                _log.warning("run %s: its outputs cannot be saved yet: %s", self.number, error)
+                await self._workshop.machine.room.next_look()
+
+    async def _save_once(self, run: Run, execution: Execution, ended: Exit) -> Run:
+        """A run without outputs ends in one step. Its exit code is never lost."""
         end = End(self.attempt, user_exit_code=ended.code)
+        if ended.out_of_memory:
+            end = replace(end, cause=Cause.OUT_OF_MEMORY, reason=_OUT_OF_MEMORY)
         pushing = Advance(self.attempt, Status.PUSHING)
         try:
             targets = [mount.target for mount in run.spec.mounts]
@@ -347,9 +373,10 @@ class Attempt:
             at = self._workshop.clock.now()
             await self._append([LogEntry(status=self._status, log=text, at=at) for text in texts])
 
-        tree = await self._workshop.machine.save(found, say)
+        shop = self._workshop
+        tree = await shop.machine.save(found, say)
         tree_id, data = encode_tree(tree)
-        await self._workshop.artifacts.put_bytes(data)
+        await shop.machine.room.spend(lambda: shop.artifacts.put_bytes(data), say)
         return tree_id, tree
 
     # Other ends
@@ -391,6 +418,7 @@ class Attempt:
                 End(
                     self.attempt,
                     status=Status.FAILED,
+                    user_exit_code=self._exit_code,
                     cause=Cause.WORLD,
                     reason=f"An internal error of spellq: {error!r}",
                 )
@@ -428,3 +456,8 @@ class Attempt:
                 _log.warning("run %s: %s; trying again", self.number, error)
                 await anyio.sleep(seconds)
         raise AssertionError("there is always a next try")
+
+
+def _is_without_threads(error: RuntimeError) -> bool:
+    """Python has no type of its own for it."""
+    return "can't start new thread" in str(error)

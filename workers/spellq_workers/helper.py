@@ -25,7 +25,9 @@ order; `ended` comes unasked, in between. All but `prepare`, `status` and `leave
                                                it is worth a try with a new helper
     {"do": "start"}                         -> started; repeated, nothing happens again
                                                | error {message, mount}; nothing was executed
-    {"do": "stop", "grace_seconds"}         -> done; SIGTERM now, SIGKILL to all after the grace
+    {"do": "stop", "grace_seconds"}         -> done; SIGTERM to the command's process group, once;
+                                               SIGKILL to all when nobody of the group is left, or
+                                               after the grace: of several, the one that ends first
     {"do": "kill"}                          -> done; SIGKILL to all
                                                (either before `start`: that executes nothing then,
                                                and the command has ended by that signal)
@@ -33,7 +35,9 @@ order; `ended` comes unasked, in between. All but `prepare`, `status` and `leave
                                                not clean: `discarded-…` is left to be removed
     {"do": "status"}                        -> status {run, attempt, state, exit}
     {"do": "leave"}                         -> done, and the helper ends unless a command runs
-    ended {run, attempt, exit: {code, signal, started_at, ended_at}}
+    ended {run, attempt, exit: {code, signal, started_at, ended_at, out_of_memory}}; out_of_memory:
+                                               it ended by a SIGKILL that was not ours (137), and
+                                               the kernel killed for lack of memory meanwhile
 
 What is in a run's folder, which `prepare` makes: see runfolder.py. The journal also has `run`,
 `attempt`, `boot_id`, and `held`: whether somebody outside may still write to the run's files.
@@ -52,6 +56,7 @@ from typing import NoReturn
 # Isolated (-I) and without site (-S): this package's own parent is not on the path.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from spellq_workers.memory import OomKills, Sacrifice
 from spellq_workers.mounts import give_up_privileges, is_below
 from spellq_workers.places import Refused
 from spellq_workers.privileges import NO_ENTRY, enter_namespaces, keep_apart
@@ -121,7 +126,7 @@ class Command:
             os.close(output)
         return None
 
-    def end(self, code: int, ended_by: int | None, *, held: bool) -> None:
+    def end(self, code: int, ended_by: int | None, *, held: bool, out_of_memory: bool) -> None:
         """Every process is dead: write the journal. If that fails, the exit is told all the same.
 
         `held`: somebody outside may still write to the run's files.
@@ -131,6 +136,7 @@ class Command:
             "signal": ended_by,
             "started_at": self._started_at,
             "ended_at": time.time(),
+            "out_of_memory": out_of_memory,
         }
         about = {"run": self.run, "attempt": self.attempt, "boot_id": self._boot_id, "held": held}
         try:
@@ -170,6 +176,9 @@ class Helper:
         self._command: Command | None = None
         self._status: int | None = None
         self._kill_at: float | None = None
+        self._oom_kills = OomKills()
+        self._oom_kills_before: int | None = None
+        self._sacrifice = Sacrifice()
         self._idle_since = time.monotonic()
         self._leaving = False
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -365,8 +374,10 @@ class Helper:
     def _start(self, command: Command) -> None:
         if command.state == "prepared":
             self._status, self._kill_at = None, None
+            self._oom_kills_before = self._oom_kills.count()
             try:
-                ended = command.start()
+                with self._sacrifice:
+                    ended = command.start()
             except OSError as error:
                 message = f"The command cannot be started: {error.strerror or error}."
                 self._send(_error(message))
@@ -388,11 +399,15 @@ class Helper:
     def _stop(self, command: Command, grace_seconds: float) -> None:
         if command.state == "prepared":
             command.doom(signal.SIGTERM)
-        elif self._running() and command.pid is not None and self._status is None:
-            os.killpg(command.pid, signal.SIGTERM)
-            self._kill_at = time.monotonic() + grace_seconds
+        elif self._running() and command.pid is not None:
+            kill_at = time.monotonic() + grace_seconds
+            if self._kill_at is None:
+                os.killpg(command.pid, signal.SIGTERM)
+            self._kill_at = min(kill_at, self._kill_at or kill_at)
 
     def _kill_all(self) -> None:
+        if self._status is None:
+            self._oom_kills_before = None  # how the shell ends is our doing
         with suppress(ProcessLookupError):
             os.kill(-1, signal.SIGKILL)
 
@@ -407,17 +422,32 @@ class Helper:
                 return
             if command is not None and pid == command.pid:
                 self._status = status
+            if self._status is not None and not self._has_grace(command):
                 self._kill_all()
         if command is not None and command.state == "started" and self._status is not None:
             self._finish(command, self._status)
+
+    def _has_grace(self, command: Command | None) -> bool:
+        """Whether a stop left time to what the shell, which has ended, began in its own group."""
+        if command is None or command.pid is None or self._kill_at is None:
+            return False
+        with suppress(ProcessLookupError):
+            os.killpg(command.pid, 0)
+            return True
+        return False
 
     def _finish(self, command: Command, status: int) -> None:
         ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
         self._end(command, os.WEXITSTATUS(status) if ended_by is None else 128 + ended_by, ended_by)
 
     def _end(self, command: Command, code: int, ended_by: int | None) -> None:
-        command.end(code, ended_by, held=self._leave_world())
+        out_of_memory = code == 128 + signal.SIGKILL and self._memory_was_short()
+        command.end(code, ended_by, held=self._leave_world(), out_of_memory=out_of_memory)
         self._report(command)
+
+    def _memory_was_short(self) -> bool:
+        before, now = self._oom_kills_before, self._oom_kills.count()
+        return before is not None and now is not None and now > before
 
     def _leave_world(self) -> bool:
         assert self._world is not None

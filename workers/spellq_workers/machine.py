@@ -1,9 +1,10 @@
 """An agent's machine, as far as it is files: code and mounts, output, outputs, its own record."""
 
+import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 import msgspec
 from anyio import to_thread
@@ -11,13 +12,16 @@ from msgspec import Struct
 
 from spellq.ports import ArtifactStore, Execution
 from spellq.trees import Tree, decode_tree
+from spellq_workers import folders
 from spellq_workers.checkouts import Checkouts
 from spellq_workers.outputs import Scan, is_untouched, save, scan
 from spellq_workers.rawlog import OutputWatcher, Piece, RawLog
+from spellq_workers.room import Room, Say
 
+_SCRATCH: Final = ("tmp", "home")
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
-Say = Callable[[Sequence[str]], Awaitable[None]]
+_log = logging.getLogger(__name__)
 
 
 class Incarnation(Struct, frozen=True):
@@ -43,6 +47,13 @@ class Machine(Protocol):
     @property
     def boot_id(self) -> str:
         """New whenever the machine was started anew."""
+
+    @property
+    def room(self) -> Room:
+        """Of its disk; without it nothing is claimed."""
+
+    def look(self) -> None:
+        """With every heartbeat: see to what no event tells of."""
 
     async def recall(self) -> tuple[Incarnation, ...]:
         """What `remember` was given last; empty on a new machine."""
@@ -73,18 +84,29 @@ class Machine(Protocol):
         """What the ended command made or changed, against the code it was given."""
 
     async def save(self, found: Scan, say: Say) -> Tree:
-        """Store what was found; `say` gets the log lines."""
+        """Store what was found, while there is room; `say` gets the log lines."""
 
 
 class LocalMachine:
     """Implements `Machine` for the one this process runs on; `folder` is the agent's own."""
 
-    def __init__(self, folder: Path, artifacts: ArtifactStore, watcher: OutputWatcher) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        artifacts: ArtifactStore,
+        watcher: OutputWatcher,
+        room: Room | None = None,
+    ) -> None:
         self.boot_id = _BOOT_ID.read_text().strip()
+        self.room = room or Room(folder, 0)
         self._record = folder / "incarnations.json"
         self._artifacts = artifacts
         self._checkouts = Checkouts(folder / "checkouts", artifacts)
         self._watcher = watcher
+
+    def look(self) -> None:
+        self.room.look()
+        self._watcher.look()
 
     async def recall(self) -> tuple[Incarnation, ...]:
         try:
@@ -117,7 +139,34 @@ class LocalMachine:
         return await scan(files, before, mount_targets)
 
     async def save(self, found: Scan, say: Say) -> Tree:
-        return await save(found, self._artifacts, say)
+        if self.room.lack():
+            await to_thread.run_sync(_empty_scratch, found.folder.parent)
+        return await save(found, _PatientKeeper(self._artifacts, self.room, say), say)
+
+
+class _PatientKeeper:
+    """Keeps contents in the store once there is room for them."""
+
+    def __init__(self, artifacts: ArtifactStore, room: Room, say: Say) -> None:
+        self._artifacts = artifacts
+        self._room = room
+        self._say = say
+
+    async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
+        return await self._room.spend(lambda: self._artifacts.adopt(file, copy=copy), self._say)
+
+
+def _empty_scratch(folder: Path) -> None:
+    """Nobody needs what an ended run left in its /tmp and home; it may be what takes the room."""
+    for name in _SCRATCH:
+        try:
+            scratch = folders.open_folder(str(folder / name))
+            try:
+                folders.empty(scratch)
+            finally:
+                os.close(scratch)
+        except OSError as error:
+            _log.warning("%s cannot be emptied: %s", folder / name, error)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -5,12 +5,11 @@ import os
 import posixpath
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 from anyio import from_thread, to_thread
 from msgspec import Struct
 
-from spellq.ports import ArtifactStore
 from spellq.resources import RUN_DIRECTORY
 from spellq.trees import Tree, TreeEntry, link_stays_inside, make_tree
 from spellq_workers.checkouts import follow_links
@@ -22,6 +21,13 @@ MAX_PATH_BYTES: Final = 3584
 """Of an output below /spell: with the folder it will once be mounted from, it stays below 4096."""
 
 _SAID_AT_ONCE: Final = 256
+
+
+class Keeper(Protocol):
+    """Keeps contents, as an artifact store does."""
+
+    async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
+        """As `ArtifactStore.adopt`."""
 
 
 class FoundFile(Struct, frozen=True):
@@ -67,7 +73,7 @@ async def scan(files: Path, snapshot: Tree | None, mount_targets: Sequence[str])
 
 
 async def save(
-    found: Scan, artifacts: ArtifactStore, say: Callable[[Sequence[str]], Awaitable[None]]
+    found: Scan, artifacts: Keeper, say: Callable[[Sequence[str]], Awaitable[None]]
 ) -> Tree:
     """Move what was found into the store; `say` gets the log lines, before their files move.
 

@@ -31,12 +31,14 @@ class Piece(Struct, frozen=True):
 class OutputWatcher:
     """Tells when files grow: one inotify instance, shared by everyone who follows a file.
 
+    Files that it cannot watch, as the machine's limit is reached, may have grown at every `look`.
     A context manager, to be left in the loop it was used in.
     """
 
     def __init__(self) -> None:
         self._inotify: Inotify | None = None
         self._wakers: dict[int, Callable[[], None]] = {}
+        self._unwatched: set[Callable[[], None]] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -44,18 +46,36 @@ class OutputWatcher:
     async def __aexit__(self, *_: object) -> None:
         self.close()
 
-    def watch(self, path: Path, wake: Callable[[], None]) -> Watch:
-        """Call `wake` after every change of the file from now on. One watch a file."""
-        if self._inotify is None:
-            self._inotify = Inotify(sync_timeout=0)
-            asyncio.get_running_loop().add_reader(self._inotify.fd, self._read)
-        watch = self._inotify.add_watch(path, Mask.MODIFY)
+    def watch(self, path: Path, wake: Callable[[], None]) -> Watch | None:
+        """Call `wake` after every change of the file from now on. One watch a file.
+
+        None: it cannot be watched, and `wake` is called with every `look`.
+        """
+        try:
+            if self._inotify is None:
+                self._inotify = Inotify(sync_timeout=0)
+                asyncio.get_running_loop().add_reader(self._inotify.fd, self._read)
+            watch = self._inotify.add_watch(path, Mask.MODIFY)
+        except OSError as error:
+            if wake not in self._unwatched:
+                _log.warning("%s is looked at with every heartbeat only: %s", path, error)
+            self._unwatched.add(wake)
+            return None
+        self._unwatched.discard(wake)
         self._wakers[watch.wd] = wake
         return watch
 
-    def unwatch(self, watch: Watch) -> None:
-        if self._wakers.pop(watch.wd, None) is not None and self._inotify is not None:
+    def unwatch(self, watch: Watch | None, wake: Callable[[], None]) -> None:
+        self._unwatched.discard(wake)
+        if watch is None or self._inotify is None:
+            return
+        if self._wakers.pop(watch.wd, None) is not None:
             self._inotify.rm_watch(watch)
+
+    def look(self) -> None:
+        """Wake whoever follows a file that is not watched; the agent's heartbeat does this."""
+        for wake in tuple(self._unwatched):
+            wake()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -64,6 +84,7 @@ class OutputWatcher:
             self._inotify.close()
             self._inotify = None
         self._wakers.clear()
+        self._unwatched.clear()
 
     def _read(self) -> None:
         assert self._inotify is not None
@@ -100,6 +121,7 @@ class RawLog:
         if file is None:
             return
         watch = None
+        wake = self._grown.set
         try:
             while True:
                 finished = self._finished
@@ -109,24 +131,15 @@ class RawLog:
                         yield batch
                 if finished:
                     break
-                if watch is None and (watch := self._watch()) is not None:
+                if watch is None and (watch := self._watcher.watch(self._path, wake)) is not None:
                     continue
                 if not self._finished:
                     await self._grown.wait()
             if self._pending:
                 yield [self._take(self._pending, 0)]
         finally:
-            if watch is not None:
-                self._watcher.unwatch(watch)
+            self._watcher.unwatch(watch, wake)
             os.close(file)
-
-    def _watch(self) -> Watch | None:
-        """Without a watch (the machine's limit is reached) the rest is read at the end."""
-        try:
-            return self._watcher.watch(self._path, self._grown.set)
-        except OSError as error:
-            _log.warning("%s is not followed: %s", self._path, error)
-            return None
 
     async def _open(self) -> int | None:
         """A command that was never executed has no output; that is known when it has ended."""

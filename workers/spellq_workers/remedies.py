@@ -1,5 +1,6 @@
 """What to do where worlds cannot be made: the exact remedy for what this machine lacks."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -18,6 +19,11 @@ def world_problem(error: str, settings: Path = _SETTINGS) -> str:
 
 
 def _remedy(error: str, settings: Path) -> str:
+    if os.strerror(errno.EAGAIN) in error:
+        return (
+            "No more processes can be started: end some, or raise the limit (`ulimit -u`, or "
+            "pids.max of the control group)."
+        )
     if "namespaces" in error or (_is_restricted(settings) and os.geteuid() != 0):
         return _namespaces(settings)
     if "capabilities" in error:

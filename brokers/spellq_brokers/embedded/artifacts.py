@@ -12,7 +12,9 @@ from typing import BinaryIO, Final, TypeVar
 
 from anyio import CancelScope, from_thread, to_thread
 
-from spellq.ports import StoreUnavailable
+from spellq.files import free_bytes, is_full
+from spellq.ports import StoreFull, StoreUnavailable
+from spellq.sizes import human_size
 
 T = TypeVar("T")
 
@@ -25,18 +27,19 @@ class DiskArtifacts:
     """Implements `spellq.ports.ArtifactStore` in `folder`.
 
     A content is written to a temporary name, synced, and renamed: what is there under its name is
-    whole and was verified.
+    whole and was verified. `reserve_bytes` of the disk are not used for contents of any size.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, reserve_bytes: int = 0) -> None:
         self._folder = folder
+        self._reserve_bytes = reserve_bytes
         self._incoming = folder / "incoming"
         self._names = count()
 
     @classmethod
-    async def make(cls, folder: Path) -> "DiskArtifacts":
+    async def make(cls, folder: Path, reserve_bytes: int = 0) -> "DiskArtifacts":
         """The store in `folder`, made if there is none; what a crash left half-written is gone."""
-        artifacts = cls(folder)
+        artifacts = cls(folder, reserve_bytes)
         await to_thread.run_sync(artifacts._prepare)
         return artifacts
 
@@ -55,6 +58,7 @@ class DiskArtifacts:
 
     async def put_all(self, contents: Sequence[bytes]) -> list[str]:
         def write_all() -> list[str]:
+            self._check_room(sum(map(len, contents)))
             return [self._write_whole(data) for data in contents]
 
         with _writing():
@@ -101,6 +105,7 @@ class DiskArtifacts:
         try:
             with await to_thread.run_sync(lambda: temporary.open("xb", buffering=0)) as file:
                 async for piece in content:
+                    self._check_room(len(piece))
                     digest.update(piece)
                     size += len(piece)
                     await to_thread.run_sync(_write, file.fileno(), piece)
@@ -110,6 +115,19 @@ class DiskArtifacts:
         finally:
             await _shielded(lambda: temporary.unlink(missing_ok=True))
         return size
+
+    def _check_room(self, size: int) -> None:
+        """Raises StoreFull where `size` more bytes would use up what is kept for the store."""
+        if not self._reserve_bytes:
+            return
+        free = free_bytes(self._folder)
+        if free < self._reserve_bytes + size:
+            raise StoreFull(
+                f"The disk is full: {human_size(free)} free where {self._folder} lies, of which "
+                f"{human_size(self._reserve_bytes)} (SPELLQ_MIN_FREE_BYTES) are kept for what "
+                "spellq notes about runs. Free some space, then try again.",
+                size,
+            )
 
     def _temporary(self) -> Path:
         """A name nobody else has: asked for in many threads at once."""
@@ -142,6 +160,7 @@ class DiskArtifacts:
 
     def _copy(self, file: BinaryIO) -> tuple[str, int]:
         """What is read is what is hashed and stored, whoever writes to the file meanwhile."""
+        self._check_room(os.fstat(file.fileno()).st_size)
         temporary = self._temporary()
         try:
             with temporary.open("xb", buffering=0) as target:
@@ -206,7 +225,10 @@ def _writing() -> Iterator[None]:
     except ConnectionError:
         raise  # who sends the content went away
     except OSError as error:
-        raise StoreUnavailable(f"The artifact store cannot be written: {error}") from error
+        message = f"The artifact store cannot be written: {error}"
+        if is_full(error):
+            raise StoreFull(f"{message}. Free some space, then try again.") from error
+        raise StoreUnavailable(message) from error
 
 
 async def _shielded(action: Callable[[], None]) -> None:

@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 from anyio import to_thread
 
-from spellq.ports import StoreUnavailable
+from spellq.files import is_full
+from spellq.ports import StoreFull, StoreUnavailable
 from spellq.runs import Run
 
 T = TypeVar("T")
@@ -160,9 +161,20 @@ def run_group(connection: sqlite3.Connection, jobs: list[_Job]) -> None:
 
 def _unavailable(error: Exception) -> Exception:
     """What comes through the port instead of a library's own error."""
+    if _says_full(error):
+        return StoreFull(
+            "The disk is full, and nothing was changed. Free some space where SPELLQ_HOME lies, "
+            "then try again."
+        )
     if isinstance(error, (sqlite3.Error, OSError)):
         return StoreUnavailable(f"The store cannot be used: {error}")
     return error
+
+
+def _says_full(error: Exception) -> bool:
+    if isinstance(error, sqlite3.OperationalError):
+        return error.sqlite_errorcode == sqlite3.SQLITE_FULL
+    return isinstance(error, OSError) and is_full(error)
 
 
 class ThreadWriter:
