@@ -299,16 +299,18 @@ class ArtifactStore(Protocol):
     async def put_all(self, contents: Sequence[bytes]) -> list[str]:
         """Store several small contents; returns their hashes, in order."""
 
-    async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
-        """Store the content of a file that is open for reading; returns hash and size.
+    async def adopt(
+        self, files: Sequence[BinaryIO], *, copy: bool = False
+    ) -> list[tuple[str, int]]:
+        """Store the contents of files that are open for reading; returns hash and size of each.
 
-        Repeating it gives the same answer. The file itself may become the stored one, with its
+        Repeating it gives the same answer. A file itself may become the stored one, with its
         mode changed, if it has a single name: nobody may write to it any more, and its owner
-        removes that name when it likes. With `copy`, others may write to it: what is stored is
-        what was read, and the file stays as it is.
+        removes that name when it likes. With `copy`, others may write to them: what is stored is
+        what was read, and the files stay as they are.
 
         Raises:
-            ValueError: not a regular file.
+            ValueError: one is no regular file; none is stored.
         """
 
     async def get_bytes(self, sha256: str) -> bytes:

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
+from spellq import sparse
 from spellq.ports import ArtifactStore, WorldError
 from spellq.trees import Tree, TreeEntry, decode_tree
 
@@ -161,8 +161,10 @@ def _place_file(content: Path, target: str, executable: bool, writable: bool) ->
 
 
 def _copy(content: Path, target: str) -> None:
-    with open(content, "rb") as source, open(target, "xb") as copy:
+    with open(content, "rb") as source, open(target, "xb", buffering=0) as copy:
         try:
             fcntl.ioctl(copy, _FICLONE, source.fileno())
         except OSError:
-            shutil.copyfileobj(source, copy, 1 << 20)
+            for piece in sparse.pieces(source.fileno()):
+                sparse.write(copy.fileno(), piece)
+            sparse.end(copy.fileno())
