@@ -151,7 +151,7 @@ class LogStore(Protocol):
         """Append agent's entries; returns the log's new length. Entries keep their order."""
 
     async def read(self, number: int, offset: int, limit: int = 1000) -> list[LogEntry]:
-        """Entries from `offset` on; fewer than `limit` only at the end as it stands."""
+        """At most `limit` entries from `offset` on; at least one if there is one."""
 
     async def log_state(self, number: int) -> tuple[int, int]:
         """(length in entries, place in the raw output the last append reached, in bytes)."""
