@@ -319,10 +319,10 @@ class ArtifactStore(Protocol):
     async def open(self, sha256: str) -> AsyncIterator[bytes]:
         """The content in pieces. Raises KeyError where there is none."""
 
-    async def local_path(self, sha256: str) -> Path:
-        """A read-only file on this machine with the content. Raises KeyError where there is none.
+    async def local_paths(self, hashes: Sequence[str]) -> list[Path]:
+        """Read-only files on this machine with the contents. Raises KeyError where one is missing.
 
-        Its bytes never change; who needs it writable copies it.
+        Their bytes never change; who needs them writable copies them.
         """
 
 

@@ -80,7 +80,8 @@ async def test_an_executable_keeps_its_mode_and_lends_it_to_nobody(
     with path.open("rb") as file:
         [(name, _)] = await artifacts.adopt([file])
     assert path.stat().st_mode & 0o111
-    assert not (await artifacts.local_path(name)).stat().st_mode & 0o111
+    [stored] = await artifacts.local_paths([name])
+    assert not stored.stat().st_mode & 0o111
 
 
 @pytest.mark.parametrize("several_names", [False, True])
@@ -123,9 +124,11 @@ async def test_only_regular_files_are_adopted(artifacts: ArtifactStore) -> None:
 
 async def test_what_is_not_there_is_a_key_error(artifacts: ArtifactStore) -> None:
     name = sha256(b"nothing")
-    for ask in (artifacts.open, artifacts.get_bytes, artifacts.local_path):
+    for ask in (artifacts.open, artifacts.get_bytes):
         with pytest.raises(KeyError):
             await ask(name)
+    with pytest.raises(KeyError):
+        await artifacts.local_paths([await artifacts.put_bytes(b"there"), name])
 
 
 async def test_several_contents_at_once_and_the_same_from_many_sides(

@@ -56,6 +56,7 @@ def test_what_a_full_disk_cut_short_is_not_there_twice_when_it_is_repeated(tmp_p
     more = entries(*(f"line {n}" for n in range(100)), begin=7)
     with file_size_limit(2000), pytest.raises(OSError, match=r"No space|File too large"):
         log.append(1, more)
+    assert log.state(1) == (1, 7)
     assert texts(log) == ["before"]
     assert log.append(1, more) == 101
     expected = ["before", *(entry.log for entry in more)]
@@ -64,6 +65,19 @@ def test_what_a_full_disk_cut_short_is_not_there_twice_when_it_is_repeated(tmp_p
     again = entry_log(tmp_path)
     assert again.state(1) == (101, more[-1].raw_end)
     assert texts(again) == expected
+
+
+def test_what_a_step_said_while_the_disk_was_full_is_appended_later(tmp_path: Path) -> None:
+    said = [LogEntry(Status.SAVING, f"step {n}", NOW, version=n) for n in (1, 2)]
+    log = FileEntryLog(tmp_path, lambda number: said)
+    log.created(1)
+    log.append_step(1, said[:1])
+    log.append(1, entries("x" * 1000))
+    with file_size_limit(1200), pytest.raises(OSError, match=r"No space|File too large"):
+        log.append_step(1, said[1:])
+    log.append(1, entries("after", begin=1001))
+    assert texts(log) == ["step 1", "x" * 1000, "step 2", "after"]
+    log.close()
 
 
 def test_a_long_log_is_read_from_anywhere_before_and_after_a_restart(tmp_path: Path) -> None:

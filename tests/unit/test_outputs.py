@@ -194,6 +194,20 @@ async def test_links_within_the_run_are_saved_and_others_named(
     ]
 
 
+async def test_links_that_lead_out_by_way_of_others_are_named(files: Path) -> None:
+    (files / "sub").mkdir()
+    (files / "sub" / "up").symlink_to("..")
+    (files / "out").symlink_to("sub/up/..")
+    (files / "round").symlink_to("circle")
+    (files / "circle").symlink_to("round")
+    found = await scan(files, Tree((TreeEntry(path="old", link="sub"),)), ())
+    assert [link.path for link in found.links] == ["sub/up"]
+    assert found.notes == tuple(
+        f"Skipping '/spell/{name}': the link leads out of /spell, or in circles"
+        for name in ("circle", "out", "round")
+    )
+
+
 async def test_an_unchanged_link_is_no_output(files: Path) -> None:
     (files / "latest").symlink_to("7")
     snapshot = Tree((TreeEntry(path="latest", link="7"),))
@@ -286,7 +300,7 @@ async def test_only_what_nobody_holds_becomes_the_stored_file(
     (files / "model").write_bytes(b"weights")
     (files.parent / "exit.json").write_text('{"held": true}' if held else '{"held": false}')
     tree, _ = await _save(files, artifacts)
-    stored = await artifacts.local_path(tree.entries[0].sha256 or "")
+    [stored] = await artifacts.local_paths([tree.entries[0].sha256 or ""])
     assert stored.samefile(files / "model") is not held
 
 

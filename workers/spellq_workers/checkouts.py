@@ -68,14 +68,19 @@ class Checkouts:
         try:
             tree = decode_tree(await self._artifacts.get_bytes(tree_id))
             part, is_file = _part(tree, subpath)
-            hashes = {entry.sha256 for entry in part.entries if entry.sha256 is not None}
-            contents = {sha256: await self._artifacts.local_path(sha256) for sha256 in hashes}
+            hashes = list({entry.sha256 for entry in part.entries if entry.sha256 is not None})
+            paths = await self._artifacts.local_paths(hashes)
         except KeyError as error:
             raise WorldError(
                 f"Stored content is missing: {error.args[0]}.", mount=not writable
             ) from error
         await to_thread.run_sync(
-            _materialise, place, part.entries, contents, is_file, writable, abandon_on_cancel=False
+            _materialise,
+            place,
+            part.entries,
+            dict(zip(hashes, paths, strict=True)),
+            is_file,
+            writable,
         )
 
 

@@ -214,7 +214,7 @@ def _scan(folder: Path, snapshot: Tree | None, mount_targets: Sequence[str]) -> 
         if len(files) + len(links) > MAX_ENTRIES:
             raise OutputsTooLarge(f"they are more than {MAX_ENTRIES} files, the limit of one run")
     files.sort(key=lambda file: file.path)
-    links.sort(key=lambda link: link.path)
+    links = _leading_inside(sorted(links, key=lambda link: link.path), before, notes)
     held = may_be_held(str(folder.parent))
     return Scan(tuple(files), tuple(links), tuple(notes.lines), folder, held)
 
@@ -301,6 +301,20 @@ def _look_at_link(
         notes.skip(path, f"the link leads out of {RUN_DIRECTORY}")
     elif before is None or before.link != target:
         links.append(TreeEntry(path=path, link=target))
+
+
+def _leading_inside(
+    links: Sequence[TreeEntry], before: dict[str, TreeEntry], notes: _Notes
+) -> list[TreeEntry]:
+    """Those that do so also by way of other links."""
+    known = {entry.path: entry.link for entry in (*before.values(), *links) if entry.link}
+    kept = []
+    for link in links:
+        if follow_links(known, link.path) is None:
+            notes.skip(link.path, f"the link leads out of {RUN_DIRECTORY}, or in circles")
+        else:
+            kept.append(link)
+    return kept
 
 
 def _look_at_file(

@@ -81,10 +81,14 @@ class DiskArtifacts:
 
         return pieces()
 
-    async def local_path(self, sha256: str) -> Path:
-        path = self._path(sha256)
-        await to_thread.run_sync(_found, sha256, path.stat)
-        return path
+    async def local_paths(self, hashes: Sequence[str]) -> list[Path]:
+        def look() -> list[Path]:
+            paths = [self._path(sha256) for sha256 in hashes]
+            for sha256, path in zip(hashes, paths, strict=True):
+                _found(sha256, path.stat)
+            return paths
+
+        return await to_thread.run_sync(look)
 
     def _prepare(self) -> None:
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)

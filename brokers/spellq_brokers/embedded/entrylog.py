@@ -287,13 +287,13 @@ class FileEntryLog:
         return file
 
     def _take_back(self, number: int, size: int) -> None:
-        """What was written of an append that failed goes: whoever appends tries it again."""
-        try:
+        """What was written of an append that failed goes: whoever appends tries it again.
+
+        What a step said is appended when the log is next touched.
+        """
+        with suppress(OSError):
             os.truncate(self._path(number), size)
-        except FileNotFoundError:
-            return
-        except OSError:
-            self._drop(number)
+        self._drop(number)
 
     def _drop(self, number: int) -> None:
         self._surveys.pop(number, None)

@@ -223,16 +223,20 @@ class SqliteStore:
         transaction.runs[run.id] = run
         committed = Committed(run, tuple(logged))
 
-        def keep() -> None:
+        def write_lines() -> None:
             nonlocal committed
-            self._keep(run)
-            committed = self._outbox.add(committed)
             if made.events[0].version == 1:
                 self._log.created(run.id)
             if made.lines:
                 length = self._log.append_step(run.id, made.lines)
                 committed = msgspec.structs.replace(committed, log_length=length)
 
+        def keep() -> None:
+            nonlocal committed
+            self._keep(run)
+            committed = self._outbox.add(committed)
+
+        transaction.after_commit(write_lines)  # who sees that a run is final sees its last lines
         transaction.after_commit(keep)
         return lambda: committed
 
