@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import stat
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 
 from spellq.trees import TreeEntry
 from spellq_sdk import AsyncClient
-from spellq_sdk.daemon import LocalDaemon
+from spellq_sdk.daemon import LocalDaemon, find_daemon
 from spellq_sdk.runs import Run
 from spellq_sdk.sending import upload
 from spellq_sdk.snapshot import take_snapshot
 from tests.e2e.conftest import Installation
+from tests.e2e.test_restart import end
 from tests.e2e.test_runs import final, launch, output
 
 MIB = 1 << 20
@@ -362,6 +364,33 @@ async def test_two_gigabytes_with_holes_are_moved_and_the_holes_stay(
     size, middle, end, room = await output(later)
     assert (size, middle, end) == (str(2 << 30), "middle", "end")
     assert int(room) < 10
+
+
+async def test_a_daemon_killed_while_it_saves_loses_nothing(
+    own: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SPELLQ_HOME", str(own.home))
+    for name in ("SPELLQ_URL", "SPELLQ_TOKEN", "SPELL_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    async with AsyncClient.from_environment() as client:
+        made = await client.runs.new(
+            command="for n in $(seq 3000); do echo $n > $n; done; chmod +x 7; ln 8 again; exit 6"
+        )
+        kills = 0
+        async with contextlib.aclosing(made.logs(follow=True)) as entries:
+            async for entry in entries:
+                if entry.log.startswith("Saving") and kills < 2:
+                    daemon = await asyncio.to_thread(find_daemon, own.home)
+                    if daemon is not None:  # else these lines came before its end
+                        await asyncio.to_thread(end, daemon, signal.SIGKILL)
+                        kills += 1
+        assert kills == 2
+        await made.refresh()
+        assert (made.status, made.user_exit_code, made.outputs_files) == ("complete", 6, 3001)
+        expected = {str(n): b"%d\n" % n for n in range(1, 3001)} | {"again": b"8\n"}
+        assert await copied(made, tmp_path / "copied") == expected
+        assert (await saved(client, made))["7"].executable
+        assert os.listdir(own.home / "artifacts" / "incoming") == []
 
 
 async def test_more_than_the_limit_fails_and_names_it(client: AsyncClient) -> None:

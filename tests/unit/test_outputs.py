@@ -224,9 +224,13 @@ async def test_mount_points_of_the_run_are_no_outputs(files: Path) -> None:
 
 async def test_a_name_that_is_not_utf8_is_named_and_skipped(files: Path) -> None:
     (files / os.fsdecode(b"caf\xe9")).write_bytes(b"x")
+    (files / "link").symlink_to(os.fsdecode(b"caf\xe9"))
     found = await scan(files, None, ())
     assert not found
-    assert found.notes == ("Skipping '/spell/caf\\xe9': its name is not UTF-8",)
+    assert found.notes == (
+        "Skipping '/spell/caf\\xe9': its name is not UTF-8",
+        "Skipping '/spell/link': where the link leads is not UTF-8",
+    )
 
 
 async def test_a_name_is_shown_in_one_line_that_no_terminal_obeys(

@@ -297,7 +297,9 @@ def _look_at_link(
     if target == RUN_DIRECTORY or _is_inside(target):
         inside = posixpath.join("/", posixpath.dirname(path))
         target = posixpath.relpath(target[len(RUN_DIRECTORY) :] or "/", inside)
-    if not _is_text(target) or not link_stays_inside(path, target):
+    if not _is_text(target):
+        notes.skip(path, "where the link leads is not UTF-8")
+    elif not link_stays_inside(path, target):
         notes.skip(path, f"the link leads out of {RUN_DIRECTORY}")
     elif before is None or before.link != target:
         links.append(TreeEntry(path=path, link=target))
