@@ -32,6 +32,7 @@ lint: $(VENV)/.tested
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks.embedded
+	$(BIN)/python -m tests.benchmarks.logs
 
 setup: $(VENV)/.tested
 

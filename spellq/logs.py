@@ -11,7 +11,7 @@ from msgspec import Struct
 from spellq.runs import Run, Status
 
 
-class LogEntry(Struct, frozen=True, omit_defaults=True):
+class LogEntry(Struct, frozen=True, omit_defaults=True, gc=False):
     """One line of a run's log: the user's, or (`status_event`) the runtime's.
 
     `status` is the status in force. `raw_end` is the place in the command's raw output up to which

@@ -162,7 +162,7 @@ class LogStore(Protocol):
         """Append agent's entries; returns the log's new length. Entries keep their order."""
 
     async def read(self, number: int, offset: int, limit: int = 1000) -> list[LogEntry]:
-        """Entries from `offset` on; fewer than `limit` only at the end as it stands."""
+        """At most `limit` entries from `offset` on; at least one if there is one."""
 
     async def log_state(self, number: int) -> tuple[int, int]:
         """(length in entries, place in the raw output the last append reached, in bytes)."""
@@ -314,16 +314,18 @@ class ArtifactStore(Protocol):
     async def put_all(self, contents: Sequence[bytes]) -> list[str]:
         """Store several small contents; returns their hashes, in order."""
 
-    async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
-        """Store the content of a file that is open for reading; returns hash and size.
+    async def adopt(
+        self, files: Sequence[BinaryIO], *, copy: bool = False
+    ) -> list[tuple[str, int]]:
+        """Store the contents of files that are open for reading; returns hash and size of each.
 
-        Repeating it gives the same answer. The file itself may become the stored one, with its
+        Repeating it gives the same answer. A file itself may become the stored one, with its
         mode changed, if it has a single name: nobody may write to it any more, and its owner
-        removes that name when it likes. With `copy`, others may write to it: what is stored is
-        what was read, and the file stays as it is.
+        removes that name when it likes. With `copy`, others may write to them: what is stored is
+        what was read, and the files stay as they are.
 
         Raises:
-            ValueError: not a regular file.
+            ValueError: one is no regular file; none is stored.
         """
 
     async def get_bytes(self, sha256: str) -> bytes:
@@ -332,10 +334,10 @@ class ArtifactStore(Protocol):
     async def open(self, sha256: str) -> AsyncIterator[bytes]:
         """The content in pieces. Raises KeyError where there is none."""
 
-    async def local_path(self, sha256: str) -> Path:
-        """A read-only file on this machine with the content. Raises KeyError where there is none.
+    async def local_paths(self, hashes: Sequence[str]) -> list[Path]:
+        """Read-only files on this machine with the contents. Raises KeyError where one is missing.
 
-        Its bytes never change; who needs it writable copies it.
+        Their bytes never change; who needs them writable copies them.
         """
 
 

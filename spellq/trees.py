@@ -136,3 +136,10 @@ def link_stays_inside(path: str, target: str) -> bool:
         return False
     joined = posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
     return joined != ".." and not joined.startswith("../")
+
+
+def on_one_line(path: str) -> str:
+    """The path as people are shown it: one line, and nothing a terminal obeys."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in path
+    )

@@ -114,7 +114,7 @@ class WorkflowView(Struct, frozen=True):
     runs: list[RunView]
 
 
-class LogLine(Struct, frozen=True, omit_defaults=True):
+class LogLine(Struct, frozen=True, omit_defaults=True, gc=False):
     """One line of GET /api/runs/N/logs (JSON lines): the entry and its offset."""
 
     offset: int

@@ -7,9 +7,11 @@ import os
 import threading
 import uuid
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Final
 
+from spellq import sparse
 from spellq.trees import Tree, TreeEntry
 from spellq_sdk.backoff import backoff
 from spellq_sdk.exceptions import ClientException
@@ -84,7 +86,7 @@ class _Incoming:
         self._place = root / entry.path
         self._temporary = self._place.with_name(f".{uuid.uuid4().hex}.spellq")
         self._digest = hashlib.sha256()
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._discarded = False
         self._lock = threading.Lock()
 
@@ -94,18 +96,19 @@ class _Incoming:
         with self._lock, _named(self._place):
             if not self._discarded:
                 _place(self._root, self._entry)
-                self._file = os.fdopen(os.open(self._temporary, flags, mode), "wb")
+                self._file = os.fdopen(os.open(self._temporary, flags, mode), "wb", buffering=0)
 
     def write(self, piece: bytes) -> None:
         with self._lock, _named(self._place):
             if self._file is not None:
                 self._digest.update(piece)
-                self._file.write(piece)
+                sparse.write(self._file.fileno(), piece)
 
     def finish(self) -> None:
         with self._lock, _named(self._place):
             if self._file is None:
                 return
+            sparse.end(self._file.fileno())
             self._file.close()
             if self._digest.hexdigest() != self._entry.sha256:
                 raise ClientException(f"{self._entry.path} arrived damaged: its hash is another.")

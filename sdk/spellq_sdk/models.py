@@ -9,7 +9,7 @@ from spellq.wire import EventMessage, LogLine, RunView
 from spellq_sdk.statuses import FINAL_WORDS
 
 
-class LogEntry(Struct, frozen=True, kw_only=True):
+class LogEntry(Struct, frozen=True, kw_only=True, gc=False):
     """One line of a run's log; `str()` of it is the text alone.
 
     `status` is the status in force; `status_event` is True for the runtime's own line about a

@@ -10,8 +10,9 @@ import click
 from spellq.cli.connection import connected, execute, print_json
 from spellq.cli.errors import CONFIGURATION, CliError
 from spellq.cli.options import output_option
-from spellq.cli.screen import errors, harmless, output
+from spellq.cli.screen import errors, output
 from spellq.cli.times import listed
+from spellq.trees import on_one_line
 from spellq.wire import LsEntry, LsReply
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def ls_line(entry: LsEntry, now: datetime, *, human: bool) -> str:
     date = "-" if entry.date is None else listed(entry.date, now)
     info = f" ({entry.info})" if entry.info else ""
     link = f" → {entry.link}" if entry.link else ""
-    return f"{size:<8} {date:<14} {harmless(entry.path)}{info}{harmless(link)}"
+    return f"{size:<8} {date:<14} {on_one_line(entry.path)}{info}{on_one_line(link)}"
 
 
 @click.command(epilog="Example: spellq cp runs/12/model.bin models")

@@ -65,8 +65,8 @@ async def test_a_file_is_adopted_and_adopting_it_again_says_the_same(
     path = tmp_path / "model.bin"
     path.write_bytes(b"weights")
     with path.open("rb") as file:
-        assert await artifacts.adopt(file, copy=copy) == (sha256(b"weights"), 7)
-        assert await artifacts.adopt(file, copy=copy) == (sha256(b"weights"), 7)
+        assert await artifacts.adopt([file], copy=copy) == [(sha256(b"weights"), 7)]
+        assert await artifacts.adopt([file], copy=copy) == [(sha256(b"weights"), 7)]
     path.unlink()
     assert await whole(artifacts, sha256(b"weights")) == b"weights"
 
@@ -78,9 +78,10 @@ async def test_an_executable_keeps_its_mode_and_lends_it_to_nobody(
     path.write_bytes(b"#!/bin/sh\n")
     path.chmod(0o755)
     with path.open("rb") as file:
-        name, _ = await artifacts.adopt(file)
+        [(name, _)] = await artifacts.adopt([file])
     assert path.stat().st_mode & 0o111
-    assert not (await artifacts.local_path(name)).stat().st_mode & 0o111
+    [stored] = await artifacts.local_paths([name])
+    assert not stored.stat().st_mode & 0o111
 
 
 @pytest.mark.parametrize("several_names", [False, True])
@@ -93,7 +94,7 @@ async def test_what_others_may_write_to_is_copied_and_left_as_it_is(
     if several_names:
         (tmp_path / "other name").hardlink_to(path)
     with path.open("rb") as file:
-        name, _ = await artifacts.adopt(file, copy=not several_names)
+        [(name, _)] = await artifacts.adopt([file], copy=not several_names)
     assert path.stat().st_mode & 0o777 == 0o640
     path.write_bytes(b"changed")
     assert await whole(artifacts, name) == b"weights"
@@ -110,7 +111,7 @@ async def test_what_is_adopted_is_the_open_file_whatever_its_name_means_now(
     with path.open("rb") as file:
         path.rename(tmp_path / "elsewhere")
         path.symlink_to(secret)
-        name, _ = await artifacts.adopt(file)
+        [(name, _)] = await artifacts.adopt([file])
     assert await whole(artifacts, name) == b"weights"
     assert secret.stat().st_mode & 0o777 == 0o600
 
@@ -118,14 +119,16 @@ async def test_what_is_adopted_is_the_open_file_whatever_its_name_means_now(
 async def test_only_regular_files_are_adopted(artifacts: ArtifactStore) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     with os.fdopen(null, "rb") as file, pytest.raises(ValueError, match="regular"):
-        await artifacts.adopt(file)
+        await artifacts.adopt([file])
 
 
 async def test_what_is_not_there_is_a_key_error(artifacts: ArtifactStore) -> None:
     name = sha256(b"nothing")
-    for ask in (artifacts.open, artifacts.get_bytes, artifacts.local_path):
+    for ask in (artifacts.open, artifacts.get_bytes):
         with pytest.raises(KeyError):
             await ask(name)
+    with pytest.raises(KeyError):
+        await artifacts.local_paths([await artifacts.put_bytes(b"there"), name])
 
 
 async def test_several_contents_at_once_and_the_same_from_many_sides(

@@ -120,6 +120,6 @@ async def saved_contents(
     tree = await save(await scan(execution.files, None, ()), artifacts, say)
     found = {}
     for entry in tree.entries:
-        path = await artifacts.local_path(entry.sha256 or "")
+        [path] = await artifacts.local_paths([entry.sha256 or ""])
         found[entry.path] = path.read_bytes(), path.stat().st_nlink
     return found

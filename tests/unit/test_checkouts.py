@@ -45,7 +45,7 @@ async def test_a_mounted_file_shares_its_bytes_with_the_store(
     artifacts: DiskArtifacts, checkouts: Checkouts
 ) -> None:
     path = await checkouts.path(await _store(artifacts))
-    stored = await artifacts.local_path(await artifacts.put_bytes(b"a"))
+    [stored] = await artifacts.local_paths([await artifacts.put_bytes(b"a")])
     assert (path / "a.txt").samefile(stored)
 
 
@@ -53,7 +53,7 @@ async def test_code_can_be_written_to_without_touching_the_store(
     artifacts: DiskArtifacts, checkouts: Checkouts
 ) -> None:
     path = await checkouts.code(await _store(artifacts))
-    stored = await artifacts.local_path(await artifacts.put_bytes(b"a"))
+    [stored] = await artifacts.local_paths([await artifacts.put_bytes(b"a")])
     assert (path / "a.txt").stat().st_mode & 0o777 == 0o644
     assert not (path / "a.txt").samefile(stored)
 

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import resource
+import shutil
 import socket
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import anyio
@@ -13,7 +16,16 @@ import pytest
 from spellq.trees import Tree, TreeEntry, make_tree
 from spellq_brokers.embedded.artifacts import DiskArtifacts
 from spellq_workers import folders
-from spellq_workers.outputs import MAX_PATH_BYTES, save, scan
+from spellq_workers.outputs import (
+    MAX_NOTES,
+    MAX_PATH_BYTES,
+    OUTPUTS_BYTES,
+    OutputsTooLarge,
+    save,
+    scan,
+)
+
+NOBODY = 65534
 
 
 def _entry(path: str, content: bytes, *, executable: bool = False) -> TreeEntry:
@@ -81,10 +93,86 @@ async def test_changed_code_is_an_output(files: Path) -> None:
 async def test_what_is_no_file_is_no_output(files: Path) -> None:
     os.mkfifo(files / "pipe")
     os.mknod(files / "whiteout", 0o020000, 0)
+    os.mknod(files / "null", 0o020000, os.makedev(1, 3))
     (files / "empty").mkdir()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(files / "socket"))
-    assert not await scan(files, None, ())
+    found = await scan(files, None, ())
+    assert not found
+    assert found.notes == (
+        "Skipping '/spell/null': it is a device",
+        "Skipping '/spell/pipe': it is a FIFO",
+        "Skipping '/spell/socket': it is a socket",
+    )
+
+
+async def test_as_much_is_said_of_what_cannot_be_saved_as_anybody_reads(files: Path) -> None:
+    for number in range(MAX_NOTES + 7):
+        os.mkfifo(files / f"{number:03}")
+    found = await scan(files, None, ())
+    assert found.notes[0] == "Skipping '/spell/000': it is a FIFO"
+    assert len(found.notes) == MAX_NOTES + 1
+    assert found.notes[-1] == "Skipping 7 more"
+
+
+@pytest.fixture
+def ordinary_user() -> Iterator[Path]:
+    """Be one, with a folder of one's own."""
+    folder = Path(tempfile.mkdtemp())
+    if os.geteuid() != 0:
+        yield folder
+    else:
+        os.chown(folder, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+        try:
+            yield folder
+        finally:
+            os.seteuid(0)
+    shutil.rmtree(folder)
+
+
+async def test_what_a_run_shut_its_own_user_out_of_is_saved(ordinary_user: Path) -> None:
+    files = ordinary_user / "files"
+    (files / "shut" / "inner").mkdir(parents=True)
+    for name in ("unreadable", "shut/file", "shut/inner/file"):
+        (files / name).write_text(name)
+        (files / name).chmod(0)
+    for name in ("shut/inner", "shut"):
+        (files / name).chmod(0)
+    artifacts = await DiskArtifacts.make(ordinary_user / "artifacts")
+    snapshot = make_tree([_entry("unreadable", b"unreadable")])
+    tree, lines = await _save(files, artifacts, snapshot)
+    assert [entry.path for entry in tree.entries] == ["shut/file", "shut/inner/file"]
+    assert lines == ["Saving '/spell/shut/file'", "Saving '/spell/shut/inner/file'"]
+    for entry in tree.entries:
+        assert await artifacts.get_bytes(entry.sha256 or "") == entry.path.encode()
+
+
+async def test_more_than_a_run_may_save_is_refused_before_it_is_read(files: Path) -> None:
+    for name in ("a", "b"):
+        with (files / name).open("wb") as file:
+            file.truncate(OUTPUTS_BYTES // 2)
+    assert len((await scan(files, None, ())).files) == 2
+    (files / "one byte").write_bytes(b"x")
+    with pytest.raises(OutputsTooLarge, match="larger than 100 GiB"):
+        await scan(files, None, ())
+
+
+async def test_no_file_is_left_out_for_want_of_descriptors(
+    files: Path, artifacts: DiskArtifacts
+) -> None:
+    (files / "model").write_bytes(b"weights")
+    found = await scan(files, None, ())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def say(_: Sequence[str]) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            await save(found, artifacts, say)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_links_within_the_run_are_saved_and_others_named(
@@ -106,6 +194,20 @@ async def test_links_within_the_run_are_saved_and_others_named(
     ]
 
 
+async def test_links_that_lead_out_by_way_of_others_are_named(files: Path) -> None:
+    (files / "sub").mkdir()
+    (files / "sub" / "up").symlink_to("..")
+    (files / "out").symlink_to("sub/up/..")
+    (files / "round").symlink_to("circle")
+    (files / "circle").symlink_to("round")
+    found = await scan(files, Tree((TreeEntry(path="old", link="sub"),)), ())
+    assert [link.path for link in found.links] == ["sub/up"]
+    assert found.notes == tuple(
+        f"Skipping '/spell/{name}': the link leads out of /spell, or in circles"
+        for name in ("circle", "out", "round")
+    )
+
+
 async def test_an_unchanged_link_is_no_output(files: Path) -> None:
     (files / "latest").symlink_to("7")
     snapshot = Tree((TreeEntry(path="latest", link="7"),))
@@ -122,9 +224,13 @@ async def test_mount_points_of_the_run_are_no_outputs(files: Path) -> None:
 
 async def test_a_name_that_is_not_utf8_is_named_and_skipped(files: Path) -> None:
     (files / os.fsdecode(b"caf\xe9")).write_bytes(b"x")
+    (files / "link").symlink_to(os.fsdecode(b"caf\xe9"))
     found = await scan(files, None, ())
     assert not found
-    assert found.notes == ("Skipping '/spell/caf\\xe9': its name is not UTF-8",)
+    assert found.notes == (
+        "Skipping '/spell/caf\\xe9': its name is not UTF-8",
+        "Skipping '/spell/link': where the link leads is not UTF-8",
+    )
 
 
 async def test_a_name_is_shown_in_one_line_that_no_terminal_obeys(
@@ -198,7 +304,7 @@ async def test_only_what_nobody_holds_becomes_the_stored_file(
     (files / "model").write_bytes(b"weights")
     (files.parent / "exit.json").write_text('{"held": true}' if held else '{"held": false}')
     tree, _ = await _save(files, artifacts)
-    stored = await artifacts.local_path(tree.entries[0].sha256 or "")
+    [stored] = await artifacts.local_paths([tree.entries[0].sha256 or ""])
     assert stored.samefile(files / "model") is not held
 
 

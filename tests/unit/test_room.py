@@ -94,13 +94,13 @@ async def test_contents_leave_the_reserve_alone(disk: FakeDisk, tmp_path: Path) 
     disk.free = 3 * MIB - 1
     with file.open("rb") as content:
         with pytest.raises(StoreFull) as copied:
-            await artifacts.adopt(content, copy=True)
+            await artifacts.adopt([content], copy=True)
         assert copied.value.wanted_bytes == MIB
         assert "SPELLQ_MIN_FREE_BYTES" in str(copied.value)
         with pytest.raises(StoreFull):
             await artifacts.put_all([bytes(MIB)])
         disk.free = 3 * MIB
-        sha256, size = await artifacts.adopt(content, copy=True)
+        [(sha256, size)] = await artifacts.adopt([content], copy=True)
     assert (await artifacts.missing([sha256]), size) == ([], MIB)
     assert list((tmp_path / "artifacts" / "incoming").iterdir()) == []
 

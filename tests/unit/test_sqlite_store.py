@@ -1,6 +1,8 @@
 """The embedded store against what disks and crashes do to it."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from spellq.lifecycle import Advance, Claim, End, Stop
 from spellq.logs import LogEntry
 from spellq.ports import NewRun, StoreUnavailable
 from spellq.runs import RunSpec, Status
-from spellq_brokers.embedded import SqliteStore
+from spellq_brokers.embedded import MemoryEntryLog, SqliteStore, ThreadWriter
+from spellq_brokers.embedded.schema import connector
 from tests.clocks import HandClock
 
 CLAIM = Claim(1, "agent", "cpu-0", "claim")
@@ -49,6 +52,43 @@ async def reopened(store: SqliteStore, folder: Path) -> SqliteStore:
 
 async def texts(store: SqliteStore) -> list[str]:
     return [entry.log for entry in await store.read(1, 0)]
+
+
+class SlowEntryLog(MemoryEntryLog):
+    """Takes as long as a test likes to write the last lines of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+        self.go_on = threading.Event()
+
+    def append_step(self, number: int, entries: Sequence[LogEntry]) -> int:
+        if entries[-1].status is Status.COMPLETE:
+            self.asked.set()
+            self.go_on.wait()
+        return super().append_step(number, entries)
+
+
+async def test_who_sees_that_a_run_has_ended_sees_its_last_lines(tmp_path: Path) -> None:
+    connect = connector(tmp_path / "state.db")
+    log = SlowEntryLog()
+    connections = [await asyncio.to_thread(connect) for _ in range(2)]
+    store = SqliteStore(ThreadWriter(*connections), HandClock(), log)
+    await run_with_log(store)
+    ending = asyncio.create_task(
+        store.apply(1, [Advance(1, Status.PUSHING), End(1, user_exit_code=0)])
+    )
+    await asyncio.to_thread(log.asked.wait)
+    run = await store.get(1)
+    assert run is not None
+    assert not run.is_final
+    log.go_on.set()
+    await ending
+    run = await store.get(1)
+    assert run is not None
+    assert run.is_final
+    assert (await texts(store))[-1] == "Run 1 complete"
+    await store.close()
 
 
 @pytest.mark.parametrize("first", ["read", "apply"])

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
+from spellq import sparse
 from spellq.ports import ArtifactStore, WorldError
 from spellq.trees import Tree, TreeEntry, decode_tree
 
@@ -68,14 +68,19 @@ class Checkouts:
         try:
             tree = decode_tree(await self._artifacts.get_bytes(tree_id))
             part, is_file = _part(tree, subpath)
-            hashes = {entry.sha256 for entry in part.entries if entry.sha256 is not None}
-            contents = {sha256: await self._artifacts.local_path(sha256) for sha256 in hashes}
+            hashes = list({entry.sha256 for entry in part.entries if entry.sha256 is not None})
+            paths = await self._artifacts.local_paths(hashes)
         except KeyError as error:
             raise WorldError(
                 f"Stored content is missing: {error.args[0]}.", mount=not writable
             ) from error
         await to_thread.run_sync(
-            _materialise, place, part.entries, contents, is_file, writable, abandon_on_cancel=False
+            _materialise,
+            place,
+            part.entries,
+            dict(zip(hashes, paths, strict=True)),
+            is_file,
+            writable,
         )
 
 
@@ -161,8 +166,10 @@ def _place_file(content: Path, target: str, executable: bool, writable: bool) ->
 
 
 def _copy(content: Path, target: str) -> None:
-    with open(content, "rb") as source, open(target, "xb") as copy:
+    with open(content, "rb") as source, open(target, "xb", buffering=0) as copy:
         try:
             fcntl.ioctl(copy, _FICLONE, source.fileno())
         except OSError:
-            shutil.copyfileobj(source, copy, 1 << 20)
+            for piece in sparse.pieces(source.fileno()):
+                sparse.write(copy.fileno(), piece)
+            sparse.end(copy.fileno())

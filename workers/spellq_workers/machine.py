@@ -152,8 +152,10 @@ class _PatientKeeper:
         self._room = room
         self._say = say
 
-    async def adopt(self, file: BinaryIO, *, copy: bool = False) -> tuple[str, int]:
-        return await self._room.spend(lambda: self._artifacts.adopt(file, copy=copy), self._say)
+    async def adopt(
+        self, files: Sequence[BinaryIO], *, copy: bool = False
+    ) -> list[tuple[str, int]]:
+        return await self._room.spend(lambda: self._artifacts.adopt(files, copy=copy), self._say)
 
 
 def _empty_scratch(folder: Path) -> None:

@@ -12,12 +12,12 @@ from msgspec import Struct
 
 MAX_ENTRY_BYTES: Final = 1 << 20
 BATCH_LINES: Final = 4096
-_READ_BYTES: Final = 1 << 18
+_READ_BYTES: Final = 1 << 16
 
 _log = logging.getLogger(__name__)
 
 
-class Piece(Struct, frozen=True):
+class Piece(Struct, frozen=True, gc=False):
     """One line, without its end, or (`continued`) a part of one that is too long for an entry.
 
     `raw_end` is the place in the file after it, in bytes.
@@ -136,7 +136,8 @@ class RawLog:
                 if not self._finished:
                     await self._grown.wait()
             if self._pending:
-                yield [self._take(self._pending, 0)]
+                end = self._delivered + len(self._pending)
+                yield [Piece(_text(self._pending.removesuffix(b"\r")), end)]
         finally:
             self._watcher.unwatch(watch, wake)
             os.close(file)
@@ -159,29 +160,24 @@ class RawLog:
         *lines, rest = (self._pending + data).split(b"\n")
         pieces: list[Piece] = []
         for line in lines:
-            self._pending = line
-            pieces += self._cut()
-            pieces.append(self._take(self._pending, 1))
-        self._pending = rest
-        pieces += self._cut()
+            if len(line) > MAX_ENTRY_BYTES:
+                line = self._cut(line, pieces)
+            self._delivered += len(line) + 1
+            pieces.append(Piece(_text(line.removesuffix(b"\r")), self._delivered))
+        self._pending = self._cut(rest, pieces)
         return [pieces[at : at + BATCH_LINES] for at in range(0, len(pieces), BATCH_LINES)]
 
-    def _cut(self) -> list[Piece]:
-        """What of the pending line goes beyond one entry, in whole characters."""
-        pieces = []
-        while len(self._pending) > MAX_ENTRY_BYTES:
+    def _cut(self, line: bytes, pieces: list[Piece]) -> bytes:
+        """What of a line goes beyond one entry becomes pieces, in whole characters."""
+        while len(line) > MAX_ENTRY_BYTES:
             end = MAX_ENTRY_BYTES
-            while end > MAX_ENTRY_BYTES - 3 and self._pending[end] & 0xC0 == 0x80:
+            while end > MAX_ENTRY_BYTES - 3 and line[end] & 0xC0 == 0x80:
                 end -= 1
-            rest = self._pending[end:]
-            pieces.append(self._take(self._pending[:end], 0, continued=True))
-            self._pending = rest
-        return pieces
+            self._delivered += end
+            pieces.append(Piece(_text(line[:end]), self._delivered, continued=True))
+            line = line[end:]
+        return line
 
-    def _take(self, line: bytes, end: int, *, continued: bool = False) -> Piece:
-        self._delivered += len(line) + end
-        self._pending = b""
-        if not continued:
-            line = line.removesuffix(b"\r")
-        text = line.decode(errors="replace").replace("\0", "\ufffd")
-        return Piece(text, self._delivered, continued)
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace").replace("\0", "\ufffd")

@@ -1,13 +1,17 @@
 """Each run's log as a file of entries: one JSON line each, in the order of their offsets.
 
-Appending happens in the store's writer thread only; reading in any one other thread.
+Appending happens in the store's writer thread only; reading in any one other thread, and surveys
+in threads of their own: a log of gigabytes takes seconds to look through, and holds nobody up.
 """
 
 import errno
 import os
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
@@ -16,12 +20,13 @@ import msgspec
 from spellq.logs import LogEntry
 from spellq.runs import Status
 
-_INDEX_EVERY: Final = 512
+_INDEX_BYTES: Final = 1 << 18
 _OPEN_FILES: Final = 128
 _KNOWN: Final = 4096
 _READ_BYTES: Final = 1 << 20
 _STEP_MARK: Final = b'"version":'
-
+_RAW_END_MARK: Final = b'"raw_end":'
+"""Neither is found in what a command said, where every quotation mark has a backslash before it."""
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(LogEntry)
 _UNKNOWN: Final = datetime.fromtimestamp(0, UTC)
@@ -46,10 +51,16 @@ class EntryLog(Protocol):
         """The run is new: it has no entries yet."""
 
     def knows(self, number: int) -> bool:
-        """Whether `read` sees all there is without `state` being asked first."""
+        """Whether `state` answers at once."""
 
-    def read(self, number: int, offset: int, limit: int) -> list[LogEntry]:
-        """Entries from `offset` on."""
+    def survey(self, number: int) -> "Survey":
+        """Look through what there is, so that `admit` makes it known at once. In any thread."""
+
+    def admit(self, number: int, found: "Survey") -> None:
+        """Make what `survey` has found known."""
+
+    def read(self, number: int, offset: int, limit: int) -> list[LogEntry] | None:
+        """Entries from `offset` on, at least one if there is one; None: `knows` says no."""
 
     def close(self) -> None:
         """Close what is open."""
@@ -78,6 +89,12 @@ class MemoryEntryLog:
     def knows(self, number: int) -> bool:
         return True
 
+    def survey(self, number: int) -> "Survey":
+        return Survey()
+
+    def admit(self, number: int, found: "Survey") -> None:
+        pass
+
     def read(self, number: int, offset: int, limit: int) -> list[LogEntry]:
         return self._entries.get(number, [])[offset : offset + limit]
 
@@ -99,22 +116,60 @@ def _decode(line: bytes) -> LogEntry:
         )
 
 
-class _Sequence:
-    """What is known of one run's file: its length, and where every 512th entry begins."""
+class Survey:
+    """What is known of one run's file: its length, and where some of its entries begin."""
 
-    __slots__ = ("index", "length", "raw_end", "size")
+    __slots__ = ("index", "length", "raw_end", "size", "steps")
 
     def __init__(self) -> None:
         self.length = 0
         self.size = 0
         self.raw_end = 0
-        self.index: list[int] = [0]
+        self.steps = 0
+        """Entries that were said by steps, of those that were looked through."""
+        self.index: list[tuple[int, int]] = [(0, 0)]
+        """(offset of an entry, its place in the file), ascending, some 256 KiB apart."""
 
-    def add(self, line: bytes) -> None:
-        self.size += len(line)
-        self.length += 1
-        if self.length % _INDEX_EVERY == 0:
-            self.index.append(self.size)
+    def add(self, lines: int, size: int) -> None:
+        self.length += lines
+        self.size += size
+        if self.size - self.index[-1][1] >= _INDEX_BYTES:
+            self.index.append((self.length, self.size))
+
+    def look_through(self, path: Path) -> None:
+        """Go on to the end of the last whole line."""
+        with path.open("rb", buffering=0) as file:
+            if self.size:
+                file.seek(self.size)
+            rest = b""
+            while data := file.read(_READ_BYTES):
+                lines, end, rest = (rest + data).rpartition(b"\n")
+                self._look_at(lines + end)
+
+    def _look_at(self, lines: bytes) -> None:
+        at = 0
+        while at < len(lines):
+            end = lines.find(b"\n", min(at + _INDEX_BYTES, len(lines)) - 1) + 1
+            self.add(lines.count(b"\n", at, end), end - at)
+            at = end
+        self.steps += lines.count(_STEP_MARK)
+        self.raw_end = max(self.raw_end, _last_raw_end(lines))
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """The last entry known not to be after `offset`, and its place in the file."""
+        return self.index[bisect_right(self.index, offset, key=lambda known: known[0]) - 1]
+
+
+def _last_raw_end(lines: bytes) -> int:
+    """The place in the raw output the last of these lines that names one reached."""
+    end = len(lines)
+    while (mark := lines.rfind(_RAW_END_MARK, 0, end)) >= 0:
+        begin = lines.rfind(b"\n", 0, mark) + 1
+        reached = _decode(lines[begin : lines.find(b"\n", mark)]).raw_end
+        if reached is not None:
+            return reached
+        end = begin
+    return 0
 
 
 class FileEntryLog:
@@ -127,61 +182,73 @@ class FileEntryLog:
     def __init__(self, folder: Path, step_lines: StepLines) -> None:
         self._folder = folder
         self._step_lines = step_lines
-        self._sequences: OrderedDict[int, _Sequence] = OrderedDict()
+        self._surveys: OrderedDict[int, Survey] = OrderedDict()
         self._files: OrderedDict[int, BinaryIO] = OrderedDict()
 
     def append(self, number: int, entries: Sequence[LogEntry]) -> int:
-        sequence = self._sequence(number)
-        lines = [_encoder.encode(entry) + b"\n" for entry in entries]
-        data = b"".join(lines)
+        survey = self._survey(number)
+        data = _encoder.encode_lines(entries)
         try:
             if self._file(number).write(data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path(number)))
         except OSError:
-            self._drop(number)
+            self._take_back(number, survey.size)
             raise
-        for line in lines:
-            sequence.add(line)
-        sequence.raw_end = max(sequence.raw_end, _raw_end(entries))
-        return sequence.length
+        survey.add(len(entries), len(data))
+        survey.raw_end = max(survey.raw_end, _raw_end(entries))
+        return survey.length
 
     def append_step(self, number: int, entries: Sequence[LogEntry]) -> int:
-        if number in self._sequences:
+        if number in self._surveys:
             return self.append(number, entries)
-        return self._sequence(number).length  # made whole, which brought these entries too
+        return self._survey(number).length  # made whole, which brought these entries too
 
     def state(self, number: int) -> tuple[int, int]:
-        sequence = self._sequence(number)
-        return sequence.length, sequence.raw_end
+        survey = self._survey(number)
+        return survey.length, survey.raw_end
 
     def created(self, number: int) -> None:
-        self._remember(number, _Sequence())
+        self._remember(number, Survey())
 
     def knows(self, number: int) -> bool:
-        return number in self._sequences
+        return number in self._surveys
 
-    def read(self, number: int, offset: int, limit: int) -> list[LogEntry]:
-        sequence = self._sequences.get(number)
-        if sequence is not None and offset >= sequence.length:
+    def survey(self, number: int) -> Survey:
+        found = Survey()
+        with suppress(FileNotFoundError):
+            found.look_through(self._path(number))
+        return found
+
+    def admit(self, number: int, found: Survey) -> None:
+        if number in self._surveys:
+            return
+        path = self._path(number)
+        with suppress(FileNotFoundError):
+            found.look_through(path)  # what came since
+            if path.stat().st_size > found.size:
+                os.truncate(path, found.size)
+        self._remember(number, found)
+        lost = self._step_lines(number)[found.steps :]
+        if lost:
+            self.append(number, lost)
+
+    def read(self, number: int, offset: int, limit: int) -> list[LogEntry] | None:
+        survey = self._surveys.get(number)
+        if survey is None:
+            return None
+        limit = min(limit, survey.length - offset)
+        if limit <= 0:
             return []
-        index = sequence.index if sequence is not None else [0]
-        place = min(offset // _INDEX_EVERY, len(index) - 1)
-        skip = offset - place * _INDEX_EVERY
+        first, place = survey.place(offset)
         found: list[LogEntry] = []
         size = 0
-        try:
-            with self._path(number).open("rb") as file:
-                file.seek(index[place])
-                for line in file:
-                    if not line.endswith(b"\n") or len(found) >= limit or size >= _READ_BYTES:
-                        break
-                    if skip:
-                        skip -= 1
-                    else:
-                        found.append(_decode(line))
-                        size += len(line)
-        except FileNotFoundError:
-            return []
+        with self._path(number).open("rb") as file:
+            file.seek(place)
+            for line in islice(file, offset - first, offset - first + limit):
+                found.append(_decode(line))
+                size += len(line)
+                if size >= _READ_BYTES:
+                    break
         return found
 
     def close(self) -> None:
@@ -192,38 +259,16 @@ class FileEntryLog:
     def _path(self, number: int) -> Path:
         return self._folder / str(number // 1000) / f"{number}.jsonl"
 
-    def _sequence(self, number: int) -> _Sequence:
-        sequence = self._sequences.get(number)
-        if sequence is None:
-            return self._load(number)
-        self._sequences.move_to_end(number)
-        return sequence
+    def _survey(self, number: int) -> Survey:
+        if number not in self._surveys:
+            self.admit(number, Survey())
+        self._surveys.move_to_end(number)
+        return self._surveys[number]
 
-    def _remember(self, number: int, sequence: _Sequence) -> None:
-        self._sequences[number] = sequence
-        if len(self._sequences) > _KNOWN:
-            self._drop(next(iter(self._sequences)))
-
-    def _load(self, number: int) -> _Sequence:
-        sequence = _Sequence()
-        said = 0
-        path = self._path(number)
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    sequence.add(line)
-                    said += _STEP_MARK in line
-                    if b'"raw_end":' in line:
-                        sequence.raw_end = max(sequence.raw_end, _decode(line).raw_end or 0)
-            if path.stat().st_size > sequence.size:
-                os.truncate(path, sequence.size)
-        self._remember(number, sequence)
-        lost = self._step_lines(number)[said:]
-        if lost:
-            self.append(number, lost)
-        return sequence
+    def _remember(self, number: int, survey: Survey) -> None:
+        self._surveys[number] = survey
+        if len(self._surveys) > _KNOWN:
+            self._drop(next(iter(self._surveys)))
 
     def _file(self, number: int) -> BinaryIO:
         file = self._files.get(number)
@@ -241,8 +286,17 @@ class FileEntryLog:
             self._files.popitem(last=False)[1].close()
         return file
 
+    def _take_back(self, number: int, size: int) -> None:
+        """What was written of an append that failed goes: whoever appends tries it again.
+
+        What a step said is appended when the log is next touched.
+        """
+        with suppress(OSError):
+            os.truncate(self._path(number), size)
+        self._drop(number)
+
     def _drop(self, number: int) -> None:
-        self._sequences.pop(number, None)
+        self._surveys.pop(number, None)
         file = self._files.pop(number, None)
         if file is not None:
             file.close()

@@ -19,6 +19,7 @@ from spellq.ports import (
     Committed,
     NewRun,
     RunQuery,
+    StoreUnavailable,
     Token,
     UnknownRun,
 )
@@ -222,16 +223,20 @@ class SqliteStore:
         transaction.runs[run.id] = run
         committed = Committed(run, tuple(logged))
 
-        def keep() -> None:
+        def write_lines() -> None:
             nonlocal committed
-            self._keep(run)
-            committed = self._outbox.add(committed)
             if made.events[0].version == 1:
                 self._log.created(run.id)
             if made.lines:
                 length = self._log.append_step(run.id, made.lines)
                 committed = msgspec.structs.replace(committed, log_length=length)
 
+        def keep() -> None:
+            nonlocal committed
+            self._keep(run)
+            committed = self._outbox.add(committed)
+
+        transaction.after_commit(write_lines)  # who sees that a run is final sees its last lines
         transaction.after_commit(keep)
         return lambda: committed
 
@@ -344,15 +349,32 @@ class SqliteStore:
         return await self._writer.submit(step)
 
     async def log_state(self, number: int) -> tuple[int, int]:
+        if not self._log.knows(number):
+            await self._look_at_log(number)
+
         def step(transaction: Transaction) -> Callable[[], tuple[int, int]]:
             return lambda: self._log.state(number)
 
         return await self._writer.submit(step)
 
     async def read(self, number: int, offset: int, limit: int = 1000) -> list[LogEntry]:
-        if not self._log.knows(number):
-            await self.log_state(number)
-        return await self._writer.read(lambda _: self._log.read(number, offset, limit))
+        while True:
+            found = await self._writer.read(lambda _: self._log.read(number, offset, limit))
+            if found is not None:
+                return found
+            await self._look_at_log(number)
+
+    async def _look_at_log(self, number: int) -> None:
+        """Whoever asks for a log nobody has asked for waits for that, and nobody else does."""
+        try:
+            found = await to_thread.run_sync(self._log.survey, number)
+        except OSError as error:
+            raise StoreUnavailable(f"The log of run {number} cannot be read: {error}") from error
+
+        def step(transaction: Transaction) -> Callable[[], None]:
+            return lambda: self._log.admit(number, found)
+
+        await self._writer.submit(step)
 
     # The event log
 
