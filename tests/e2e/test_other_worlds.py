@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -139,39 +140,59 @@ async def test_copies_are_compared_after_the_agents_death_too(
     assert [file.path for file in found.files] == ["model", "src/train.py"]
 
 
-ON_AN_OVERLAY: Final = """
-mkdir lower upper work place && mount -t overlay overlay place \
-    -o "lowerdir=lower,upperdir=upper,workdir=work$3" && mkdir -m 700 place/home &&
-export SPELLQ_HOME=$PWD/place/home && cd "$1" && exec setpriv --ambient-caps=-all sh -c "$2"
+OVERLAY: Final = (
+    "mkdir lower upper work && mount -t overlay overlay place "
+    "-o lowerdir=lower,upperdir=upper,workdir=work"
+)
+HARDENED: Final = "mount -t tmpfs -o noexec,nosuid,nodev,mode=700 tmpfs place"
+ELSEWHERE: Final = """
+mkdir place && {mount} && mkdir -m 700 place/home && export SPELLQ_HOME=$PWD/place/home &&
+cd project && exec setpriv --ambient-caps=-all sh -c "$0"
 """
-NAMESPACE: Final = ["unshare", "--user", "--map-current-user", "--keep-caps", "--mount"]
 
 
-def test_a_home_on_an_overlay(own: Installation, project: Path, tmp_path: Path) -> None:
-    """As in a container whose own root it is: there the kernel really refuses another one."""
-    (project / "train.py").write_text("print('trained')")
-    commands = [
-        f"{SPELLQ} doctor",
-        f"{SPELLQ} up",
-        f"{SPELLQ} run 'python train.py; echo weights > model; touch train.py'",
-        f"{SPELLQ} ls runs/1",
-        f"{SPELLQ} down",
-    ]
-    enter, marks = (["unshare", "--mount"], "") if os.geteuid() == 0 else (NAMESPACE, ",userxattr")
+def _elsewhere(own: Installation, mount: str, commands: Sequence[str]) -> str:
+    """What the commands say, with a home on a file system of its own: for root's, root's own."""
+    enter = ["unshare", "--mount"]
+    if os.geteuid() != 0:
+        enter = [*enter, "--user", "--map-current-user", "--keep-caps"]
+    script = " && ".join(f"{SPELLQ} {command}" for command in commands)
+    script = f"({script}); code=$?; {SPELLQ} down --kill > /dev/null; exit $code"
     told = subprocess.run(
-        [*enter, "sh", "-c", ON_AN_OVERLAY, "sh", str(project), " && ".join(commands), marks],
-        cwd=tmp_path,
+        [*enter, "sh", "-c", ELSEWHERE.format(mount=mount), script],
+        cwd=own.home.parent,
         env=own.environment(),
         capture_output=True,
         text=True,
         timeout=50,
     )
     assert told.returncode == 0, told.stdout + told.stderr
-    assert "✔ Overlay: refused (" in told.stdout
-    assert "every run gets a copy of its code. For overlays, set SPELLQ_HOME" in told.stdout
-    assert "trained" in told.stdout
-    saved = [line for line in told.stdout.splitlines() if "Saving" in line]
+    return told.stdout
+
+
+def test_a_home_on_an_overlay(own: Installation, project: Path) -> None:
+    """As in a container whose own root it is: there the kernel really refuses another one."""
+    (project / "train.py").write_text("print('trained')")
+    run = "run 'python train.py; echo weights > model; touch train.py'"
+    marks = "" if os.geteuid() == 0 else ",userxattr"
+    said = _elsewhere(own, OVERLAY + marks, ["doctor", "up", run])
+    assert "✔ Overlay: refused (" in said
+    assert "every run gets a copy of its code. For overlays, set SPELLQ_HOME" in said
+    assert "trained" in said
+    saved = [line for line in said.splitlines() if "Saving" in line]
     assert [line.split()[-1] for line in saved] == ["'/spell/model'"]
+
+
+def test_a_home_on_a_hardened_file_system(own: Installation, project: Path) -> None:
+    """An ordinary user's namespace cannot take back what such a mount forbids."""
+    (project / "train.py").write_text("print('trained')")
+    runs = [
+        "run 'python train.py; echo weights > model'",
+        "run -m runs/1:/mnt/1 'cat /mnt/1/model'",
+    ]
+    said = _elsewhere(own, HARDENED, ["doctor", "up", *runs])
+    assert "✔ Overlay: works" in said
+    assert said.splitlines().count("trained") == said.splitlines().count("weights") == 1
 
 
 @pytest.fixture

@@ -23,14 +23,19 @@ def open_folder(path: str, within: int | None = None) -> int:
         OSError: there is none; of a path `within`, some part is no folder but a link, say.
     """
     if within is None:
-        return _open(path, _FOLDER, None)
-    folder = os.dup(within)
-    for name in filter(None, path.split("/")):
-        try:
-            inner = _open(name, _FOLDER, folder)
-        finally:
-            os.close(folder)
-        folder = inner
+        folder = _open(path, _FOLDER, None)
+    else:
+        folder = os.dup(within)
+        for name in filter(None, path.split("/")):
+            try:
+                inner = _open(name, _FOLDER, folder)
+            finally:
+                os.close(folder)
+            folder = inner
+    mode = stat.S_IMODE(os.fstat(folder).st_mode)
+    if mode & stat.S_IRWXU != stat.S_IRWXU:
+        with suppress(PermissionError):
+            os.fchmod(folder, mode | stat.S_IRWXU)
     return folder
 
 
@@ -117,14 +122,10 @@ def _remove_files(folder: int, faults: list[OSError]) -> list[str]:
 
 def _open(name: str, flags: int, folder: int | None) -> int:
     try:
-        opened = os.open(name, flags, dir_fd=folder)
+        return os.open(name, flags, dir_fd=folder)
     except PermissionError:
         _open_up(name, folder)
         return os.open(name, flags, dir_fd=folder)
-    mode = os.fstat(opened).st_mode
-    if stat.S_ISDIR(mode) and mode & stat.S_IRWXU != stat.S_IRWXU:
-        os.fchmod(opened, stat.S_IMODE(mode) | stat.S_IRWXU)
-    return opened
 
 
 def _open_up(name: str, folder: int | None) -> None:

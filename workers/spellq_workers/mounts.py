@@ -71,12 +71,17 @@ def _expire(target: str) -> int:
     return ctypes.get_errno() if failed else 0
 
 
-def make_read_only(target: str, flags: int = 0, options: str = "") -> None:
+def make_read_only(target: str, flags: int = 0, options: str | None = None) -> None:
     """Make the mount at `target` read-only.
 
-    `options` are those it has: where they are locked (in a container), dropping one is refused.
+    What it forbids already stays so: where that is locked (in a container, or for an ordinary
+    user), the kernel would refuse the rest as well. `options` are those it has, if they are known;
+    else its file system is asked.
     """
-    kept = sum(_OPTIONS.get(option, 0) for option in options.split(","))
+    if options is None:
+        kept = os.statvfs(target).f_flag & sum(_OPTIONS.values())
+    else:
+        kept = sum(_OPTIONS.get(option, 0) for option in options.split(","))
     mount("", target, "", MS_REMOUNT | MS_BIND | MS_RDONLY | kept | flags)
 
 

@@ -77,7 +77,6 @@ _OVERLAY_REFUSED = (
 )
 
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "kvm", "kfd", "dri", "infiniband")
-_KEPT_FLAGS = MS_NOSUID | MS_NODEV | MS_NOEXEC
 _DEVICE_PATTERN = "nvidia*"
 _DEVICE_LINKS = {
     "fd": "/proc/self/fd",
@@ -407,4 +406,4 @@ def _add_devices() -> None:
         if wanted and entry.name not in there and (stat.S_ISCHR(mode) or stat.S_ISDIR(mode)):
             place = f"/dev/{entry.name}"
             bind_entry(entry.path, place)
-            make_read_only(place, os.statvfs(place).f_flag & _KEPT_FLAGS | MS_NOSUID)
+            make_read_only(place, MS_NOSUID)
