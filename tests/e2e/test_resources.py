@@ -140,6 +140,10 @@ async def test_saving_waits_for_disk_space_over_a_restart(small: Installation, d
                 await waits_for_space(run)
             queued = await launch(client, "exit 4")
             assert not await kept.stop()
+            told = await asyncio.to_thread(small.spellq, "stop", str(kept.id))
+            assert (
+                told.stdout == f"Run {kept.id} has ended its command and is saving its outputs.\n"
+            )
             assert await killed.kill()
             await final(client, killed)
             assert (killed.status, killed.user_exit_code) == ("killed", None)
