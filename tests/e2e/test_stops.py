@@ -169,6 +169,22 @@ async def test_everything_at_once_ends_each_run_once(client: AsyncClient) -> Non
         assert sum(line.startswith(f"Run {run.id} ") for line in await log(run)) == 1
 
 
+async def test_a_stop_while_the_rest_of_an_ended_command_dies(client: AsyncClient) -> None:
+    """What takes long to die is in another session: of the command's own group nobody is left."""
+    sleeper = "print('ready', flush=True); import time; time.sleep(99)"
+    large = f"python3 -c \"x = b'x' * (1 << 30); {sleeper}\""
+    with Meeting() as meeting:
+        run = await launch(client, f"setsid {large} & {meeting.words}; exit 7")
+        guest = await asyncio.to_thread(meeting.arrival)
+        await said(run, "ready")
+        guest.send(b"go on\n")
+        assert await asyncio.to_thread(guest.recv, 1) == b""
+        for _ in range(5):
+            await run.stop(grace_seconds=0)
+    await final(client, run)
+    assert (run.status, run.user_exit_code) in (("stopped", 7), ("complete", 7))
+
+
 # Twice, and the other after the one
 
 
