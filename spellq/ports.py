@@ -432,6 +432,9 @@ class Execution(Protocol):
     async def stop(self, grace_seconds: float) -> None:
         """Ask the command to end (SIGTERM to its process group), kill it after the grace.
 
+        The group is given all of it, even where its shell ends at once; what is not of the group
+        dies with it. Asked again, whichever grace ends first counts.
+
         Before `start` it keeps the command from being executed. Where the helper is gone or does
         not answer, this returns all the same: `ended` tells what became of the command.
         """

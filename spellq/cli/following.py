@@ -46,6 +46,12 @@ async def follow_to_the_end(
     return 1 if run.user_exit_code is None else run.user_exit_code
 
 
+def say_what_lacks(screen: Screen, reason: str) -> None:
+    """Said at once where a new run waits for more than its turn."""
+    if reason.startswith("Waiting for ") and not reason.startswith("Waiting for a free "):
+        screen.line(f"✨ {reason}")
+
+
 def say_still_running(screen: Screen, number: int, program: str) -> None:
     """After ^C on a run that was launched here. Nothing was stopped."""
     screen.line()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from spellq.cli.connection import address_of, connected, execute, print_json, program
-from spellq.cli.following import DETACHED_CODE, follow_to_the_end, say_still_running
+from spellq.cli.following import DETACHED_CODE, follow_to_the_end, say_still_running, say_what_lacks
 from spellq.cli.options import launch_options, run_options, shell_command
 from spellq.cli.screen import output
 from spellq.cli.shipping import code_here, ship
@@ -62,6 +62,7 @@ def run(
                 return 0
             screen = output()
             screen.line(f"💫 Casting spell #{new.id}…")
+            say_what_lacks(screen, new.reason)
             if background:
                 screen.line(f"View logs with `{name} logs {new.id}`")
                 return 0

@@ -6,7 +6,7 @@ from typing import Any, Final
 import click
 
 from spellq.cli.connection import address_of, connected, execute, print_json, program
-from spellq.cli.following import DETACHED_CODE, follow_to_the_end, say_logs_again
+from spellq.cli.following import DETACHED_CODE, follow_to_the_end, say_logs_again, say_what_lacks
 from spellq.cli.launch import check_json, code_options
 from spellq.cli.options import (
     STOP_GRACE,
@@ -90,6 +90,7 @@ def create(
                 return 0
             screen = output()
             screen.line(f"💫 Casting workflow #{new.id}…")
+            say_what_lacks(screen, new.managing_run.reason)
             if background:
                 screen.line(f"View logs with `{name} logs {master}`")
                 return 0

@@ -108,7 +108,9 @@ def limited(installation: Installation, kind: str, limits: dict[str, int]) -> It
 # Disk space
 
 
-async def test_without_disk_space_nothing_is_claimed(small: Installation, disk: Disk) -> None:
+async def test_without_disk_space_nothing_is_claimed(
+    small: Installation, disk: Disk, project: Path
+) -> None:
     disk.fill(RESERVE_MIB * MIB // 2)
     async with using(small) as client:
         run = await launch(client, "exit 3")
@@ -118,6 +120,8 @@ async def test_without_disk_space_nothing_is_claimed(small: Installation, disk: 
         assert re.fullmatch(f"Waiting for {lack}", run.reason)
         told = await asyncio.to_thread(small.spellq, "info", str(run.id))
         assert re.search(f"Waiting for +{lack}", told.stdout)
+        told = await asyncio.to_thread(small.spellq, "run", "-b", "exit 3", cwd=project)
+        assert re.search(f"✨ Waiting for {lack}", told.stdout)
         assert await stopped.stop()
         await final(client, stopped)
         assert stopped.status == "killed"
@@ -140,6 +144,10 @@ async def test_saving_waits_for_disk_space_over_a_restart(small: Installation, d
                 await waits_for_space(run)
             queued = await launch(client, "exit 4")
             assert not await kept.stop()
+            told = await asyncio.to_thread(small.spellq, "stop", str(kept.id))
+            assert (
+                told.stdout == f"Run {kept.id} has ended its command and is saving its outputs.\n"
+            )
             assert await killed.kill()
             await final(client, killed)
             assert (killed.status, killed.user_exit_code) == ("killed", None)

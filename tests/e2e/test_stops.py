@@ -14,7 +14,7 @@ from tests.e2e.conftest import Installation
 from tests.e2e.test_restart import Meeting, end
 from tests.e2e.test_runs import final, launch
 
-MANY_FILES = "for n in {1..500}; do echo $n > $n.txt; done"
+MANY_FILES = "for n in {1..100}; do echo $n > $n.txt; done"
 REPEATS = 40
 
 
@@ -169,6 +169,22 @@ async def test_everything_at_once_ends_each_run_once(client: AsyncClient) -> Non
         assert sum(line.startswith(f"Run {run.id} ") for line in await log(run)) == 1
 
 
+async def test_a_stop_while_the_rest_of_an_ended_command_dies(client: AsyncClient) -> None:
+    """What takes long to die is in another session: of the command's own group nobody is left."""
+    sleeper = "print('ready', flush=True); import time; time.sleep(99)"
+    large = f"python3 -c \"x = b'x' * (1 << 30); {sleeper}\""
+    with Meeting() as meeting:
+        run = await launch(client, f"setsid {large} & {meeting.words}; exit 7")
+        guest = await asyncio.to_thread(meeting.arrival)
+        await said(run, "ready")
+        guest.send(b"go on\n")
+        assert await asyncio.to_thread(guest.recv, 1) == b""
+        for _ in range(5):
+            await run.stop(grace_seconds=0)
+    await final(client, run)
+    assert (run.status, run.user_exit_code) in (("stopped", 7), ("complete", 7))
+
+
 # Twice, and the other after the one
 
 
@@ -201,39 +217,23 @@ async def test_a_kill_ends_the_grace_of_a_stop(client: AsyncClient) -> None:
 # While it saves
 
 
-async def test_a_stop_of_what_is_saving_changes_nothing(client: AsyncClient) -> None:
-    run = await launch(client, f"{MANY_FILES}; exit 3")
-    await run.wait_status("saving")
-    assert not await run.stop()
-    await final(client, run)
-    assert (run.status, run.user_exit_code) == ("complete", 3)
-    assert len(await saved(client, run)) == 500
+@pytest.mark.parametrize("verb", ["stop", "kill"])
+async def test_an_end_that_races_with_saving(client: AsyncClient, verb: str) -> None:
+    """A kill loses the outputs, unless they were all saved before; a stop changes nothing."""
 
+    async def race() -> None:
+        run = await launch(client, f"{MANY_FILES}; exit 3")
+        await run.wait_status("saving")
+        changed = await (run.stop() if verb == "stop" else run.kill())
+        await final(client, run)
+        if changed:
+            assert (verb, run.status, run.user_exit_code) == ("kill", "killed", None)
+            assert await saved(client, run) == []
+        else:
+            assert (run.status, run.user_exit_code) == ("complete", 3)
+            assert len(await saved(client, run)) == 100
 
-async def test_a_kill_of_what_is_saving_loses_its_outputs(client: AsyncClient) -> None:
-    run = await launch(client, f"{MANY_FILES}; exit 3")
-    await run.wait_status("saving")
-    assert await run.kill()
-    await final(client, run)
-    assert (run.status, run.user_exit_code) == ("killed", None)
-    assert await saved(client, run) == []
-
-
-def test_the_command_line_says_what_a_stop_does_to_a_run_that_is_ending(
-    shared: Installation, project: Path
-) -> None:
-    launched = shared.spellq("run", "-b", MANY_FILES.replace("500", "3000"), cwd=project)
-    number = launched.stdout.split("#")[1].split("…")[0]
-    waiting = (
-        "import sys, spellq\n"
-        "with spellq.Client.from_environment() as client:\n"
-        f"    client.runs.get({number}).wait_status('saving')\n"
-    )
-    (project / "wait.py").write_text(waiting)
-    assert shared.python("wait.py", project).returncode == 0
-    told = shared.spellq("stop", number).stdout
-    assert told == f"Run {number} has ended its command and is saving its outputs.\n"
-    assert shared.spellq("kill", number).stdout == f"{number}\n"
+    await asyncio.gather(*(race() for _ in range(8)))
 
 
 # Over a restart of the daemon

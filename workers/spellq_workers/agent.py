@@ -40,7 +40,7 @@ KEEP_TICKET_SECONDS: Final = 5.0
 _log = logging.getLogger(__name__)
 
 
-class NoRoom(Exception):
+class _NoRoom(Exception):
     """The machine's disk has no room for another run."""
 
 
@@ -128,20 +128,20 @@ class Agent:
             await adopted.done.wait()
         while True:
             await self._machine.room.wait()
-            with suppress(NoRoom):
+            with suppress(_NoRoom):
                 await self._serve_while_there_is_room(slot, queue, tasks)
 
     async def _serve_while_there_is_room(self, slot: str, queue: str, tasks: TaskGroup) -> None:
         """Until a run has taken long.
 
         Raises:
-            NoRoom: the disk has run short; the ticket that came is offered again.
+            _NoRoom: the disk has run short; the ticket that came is offered again.
         """
         async with self._bus.consume(queue) as source:
             while True:
                 delivery = await source.take()
                 if self._machine.room.lack():
-                    raise NoRoom
+                    raise _NoRoom
                 ticket = delivery.ticket
                 attempt = Attempt(self._workshop, slot, ticket.run, ticket.attempt)
                 tasks.start_soon(self._carry_out, attempt, ticket)
@@ -190,8 +190,10 @@ class Agent:
     def _see_what_lacks(self) -> None:
         self._machine.look()
         lack = self._machine.room.lack() or ""
-        if bool(lack) != bool(self.info.lack):
-            _log.warning("%s", f"no run is claimed: {lack}" if lack else "runs are claimed again")
+        if lack and not self.info.lack:
+            _log.warning("no run is claimed any more: it lacks %s", lack)
+        elif self.info.lack and not lack:
+            _log.info("runs are claimed again")
         self.info = replace(self.info, lack=lack)
 
     async def _listen_for_hints(self) -> None:

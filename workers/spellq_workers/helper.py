@@ -401,9 +401,11 @@ class Helper:
             command.doom(signal.SIGTERM)
         elif self._running() and command.pid is not None:
             kill_at = time.monotonic() + grace_seconds
-            if self._kill_at is None:
+            if self._kill_at is not None:
+                self._kill_at = min(kill_at, self._kill_at)
+            elif self._status is None:
                 os.killpg(command.pid, signal.SIGTERM)
-            self._kill_at = min(kill_at, self._kill_at or kill_at)
+                self._kill_at = kill_at
 
     def _kill_all(self) -> None:
         if self._status is None:
