@@ -401,18 +401,18 @@ async def test_more_than_the_limit_fails_and_names_it(client: AsyncClient) -> No
     assert await saved(client, made) == {}
 
 
-@pytest.mark.timeout(180)
-async def test_a_hundred_thousand_small_files(client: AsyncClient, daemon: LocalDaemon) -> None:
-    before = most_memory_bytes(daemon)
-    command = """python - <<'END'
+MANY_FILES = """python - <<'END'
 import os
-for folder in range(100):
+for folder in range(FOLDERS):
     os.makedirs(f"d/{folder}")
     for n in range(1000):
         with open(f"d/{folder}/{n}", "w") as file:
             file.write(f"{folder} {n}")
 END"""
-    killed, made = [await launch(client, command) for _ in range(2)]
+
+
+async def test_a_kill_while_outputs_are_saved(client: AsyncClient, shared: Installation) -> None:
+    killed = await launch(client, MANY_FILES.replace("FOLDERS", "10"))
     async with contextlib.aclosing(killed.logs(follow=True)) as entries:
         async for entry in entries:
             if entry.log.startswith("Saving"):
@@ -420,6 +420,14 @@ END"""
     await killed.kill()
     await final(client, killed)
     assert killed.status == "killed"
+    assert await saved(client, killed) == {}
+    assert os.listdir(shared.home / "artifacts" / "incoming") == []
+
+
+@pytest.mark.timeout(600)
+async def test_a_hundred_thousand_small_files(client: AsyncClient, daemon: LocalDaemon) -> None:
+    before = most_memory_bytes(daemon)
+    made = await launch(client, MANY_FILES.replace("FOLDERS", "100"))
     await final(client, made)
     assert (made.status, made.outputs_files) == ("complete", 100_000)
     found = await saved(client, made)

@@ -129,3 +129,16 @@ async def test_what_is_missing_is_a_clear_error(
         await checkouts.path(await _store(artifacts), "nowhere")
     with pytest.raises(WorldError, match="content is missing"):
         await checkouts.path("0" * 64)
+
+
+async def test_what_an_earlier_boot_left_is_made_anew(
+    artifacts: DiskArtifacts, checkouts: Checkouts, tmp_path: Path
+) -> None:
+    tree_id = await _store(artifacts)
+    code = await checkouts.code(tree_id)
+    (code / "bin/run").write_bytes(b"")  # as a power cut may leave it
+    [boot] = os.listdir(tmp_path / "checkouts")
+    (tmp_path / "checkouts" / boot).rename(tmp_path / "checkouts" / "an earlier boot")
+    again = await Checkouts(tmp_path / "checkouts", artifacts).code(tree_id)
+    assert (again / "bin/run").read_bytes() == b"r"
+    assert os.listdir(tmp_path / "checkouts") == [boot]

@@ -4,8 +4,10 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +18,20 @@ from spellq import sparse
 from spellq.ports import ArtifactStore, WorldError
 from spellq.trees import Tree, TreeEntry, decode_tree
 
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _FICLONE: Final = 0x40049409
 _MAX_LINKS: Final = 40
 
 
 class Checkouts:
-    """Materialises trees below `folder`. What it gives is whole, and stays as it is."""
+    """Materialises trees below `folder`. What it gives is whole, and stays as it is.
+
+    Nothing is synced: what earlier boots of the machine left may be torn, and is removed.
+    """
 
     def __init__(self, folder: Path, artifacts: ArtifactStore) -> None:
-        self._folder = folder
+        self._folder = folder / _BOOT_ID.read_text().strip()
+        self._is_tidy = False
         self._artifacts = artifacts
         self._building: dict[str, anyio.Event] = {}
 
@@ -65,6 +72,9 @@ class Checkouts:
         return tree if tree.exists() else next((place / "file").iterdir())
 
     async def _build(self, place: Path, tree_id: str, subpath: str, *, writable: bool) -> None:
+        if not self._is_tidy:
+            self._is_tidy = True
+            await to_thread.run_sync(_remove_others, self._folder)
         try:
             tree = decode_tree(await self._artifacts.get_bytes(tree_id))
             part, is_file = _part(tree, subpath)
@@ -82,6 +92,13 @@ class Checkouts:
             is_file,
             writable,
         )
+
+
+def _remove_others(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        for other in folder.parent.iterdir():
+            if other != folder:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def follow_links(links: Mapping[str, str], path: str) -> str | None:
