@@ -258,11 +258,14 @@ place, output = array.array("i", descriptors)
 peer.send(b"x")
 print("received", flush=True)
 open("gate").read()
-os.write(output, b"forged")
+try:
+    os.write(output, b"forged")
+except BrokenPipeError:
+    ended = "nobody reads its output any more"
 if "victim" in os.listdir(place):
     os.chmod("victim", 0o644, dir_fd=place)
     os.write(os.open("victim", os.O_WRONLY, dir_fd=place), b"forged")
-print(os.listdir(place), [open(f"/proc/self/fd/{output}").read()])
+print(os.listdir(place), ended)
 """
 
 

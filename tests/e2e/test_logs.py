@@ -84,6 +84,20 @@ async def test_bytes_that_are_no_text(client: AsyncClient) -> None:
     ]
 
 
+async def test_opening_the_output_anew_takes_nothing_away(client: AsyncClient) -> None:
+    run = await launch(
+        client,
+        """
+        echo one; echo two > /dev/stderr; echo three; echo four > /dev/stdout
+        seq 5 7 | tee /dev/stderr > /dev/null; python -c 'open("/dev/stdout", "w").write("8")'
+        echo; echo nine >> /proc/self/fd/2
+        """,
+    )
+    assert [entry.log async for entry in spoken(run)] == [
+        *("one", "two", "three", "four", "5", "6", "7", "8", "nine")
+    ]
+
+
 async def test_wide_characters_across_every_seam(client: AsyncClient) -> None:
     run = await launch(client, "python -c \"print('é€😀' * 500_000); print('ß')\"")
     *parts, last = [entry async for entry in spoken(run)]

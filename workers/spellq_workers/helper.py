@@ -39,7 +39,8 @@ order; `ended` comes unasked, in between. All but `prepare`, `status` and `leave
                                                it ended by a SIGKILL that was not ours (137), and
                                                the kernel killed for lack of memory meanwhile
 
-What is in a run's folder, which `prepare` makes: see runfolder.py. The journal also has `run`,
+What a command says goes into its run's folder through a pipe: see outputpipe.py. What else is in
+that folder, which `prepare` makes: see runfolder.py. The journal also has `run`,
 `attempt`, `boot_id`, and `held`: whether somebody outside may still write to the run's files.
 """
 
@@ -58,6 +59,7 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from spellq_workers.memory import OomKills, Sacrifice
 from spellq_workers.mounts import give_up_privileges, is_below
+from spellq_workers.outputpipe import OutputPipe
 from spellq_workers.places import Refused
 from spellq_workers.privileges import NO_ENTRY, enter_namespaces, keep_apart
 from spellq_workers.runfolder import Message, RunFolder
@@ -76,6 +78,7 @@ class Command:
         self.attempt: int = request["attempt"]
         self.exit: Message | None = None
         self.pid: int | None = None
+        self.output: OutputPipe | None = None
         self.folder = folder
         self._text: str = request["command"]
         self._environment: dict[str, str] = request["environment"]
@@ -108,26 +111,29 @@ class Command:
         Raises:
             OSError: its output cannot be written; it is still prepared.
         """
-        output = self.folder.open_output()
+        output = OutputPipe(self.folder.open_output())
         try:
             if self._doom is None:
                 self.folder.mark_started()
             self._started_at = time.time()
             if self._doom is not None:
                 return 128 + self._doom, self._doom
-            self.pid = self._spawn(output)
+            self.pid = self._spawn(output.writer)
+            self.output = output
         except (OSError, ValueError) as error:
             if not self._started_at:
                 raise
-            with suppress(OSError):
-                os.write(output, f"spellq: the command cannot be executed: {error}\n".encode())
+            os.write(output.writer, f"spellq: the command cannot be executed: {error}\n".encode())
             return 126, None
         finally:
-            os.close(output)
+            if self.output is None:
+                output.close()
         return None
 
     def end(self, code: int, ended_by: int | None, *, held: bool, out_of_memory: bool) -> None:
-        """Every process is dead: write the journal. If that fails, the exit is told all the same.
+        """Every process is dead: all it said is in its output, and the journal is written.
+
+        If that fails, the exit is told all the same.
 
         `held`: somebody outside may still write to the run's files.
         """
@@ -138,6 +144,9 @@ class Command:
             "ended_at": time.time(),
             "out_of_memory": out_of_memory,
         }
+        if self.output is not None:
+            self.output.close()
+            self.output = None
         about = {"run": self.run, "attempt": self.attempt, "boot_id": self._boot_id, "held": held}
         try:
             self.folder.write_journal(about | self.exit)
@@ -195,9 +204,17 @@ class Helper:
                     self._reap()
                 elif descriptor == self._listener.fileno():
                     self._accept()
-                else:
+                elif not self._carry_output(descriptor):
                     self._receive()
             self._keep_deadlines()
+
+    def _carry_output(self, descriptor: int) -> bool:
+        """Carry some of the command's output if the descriptor is that."""
+        output = self._command.output if self._command is not None else None
+        if output is None or descriptor != output.reader:
+            return False
+        output.carry()
+        return True
 
     def _watch_children(self) -> int:
         readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -386,6 +403,8 @@ class Helper:
                 self._send({"is": "started"})
                 self._end(command, *ended)
                 return
+            if command.output is not None:
+                self._poll.register(command.output.reader, select.POLLIN)
         self._send({"is": "started"})
         if command.exit is not None:
             self._report(command)
@@ -444,6 +463,8 @@ class Helper:
 
     def _end(self, command: Command, code: int, ended_by: int | None) -> None:
         out_of_memory = code == 128 + signal.SIGKILL and self._memory_was_short()
+        if command.output is not None:
+            self._poll.unregister(command.output.reader)
         command.end(code, ended_by, held=self._leave_world(), out_of_memory=out_of_memory)
         self._report(command)
 
