@@ -39,6 +39,7 @@ class Starts:
 
     def __init__(self, server: asyncio.Server) -> None:
         self.counts: Counter[int] = Counter()
+        self.changed = asyncio.Condition()
         self.port: int = server.sockets[0].getsockname()[1]
         self._server = server
 
@@ -49,7 +50,9 @@ class Starts:
             word = await reader.read()
             writer.close()
             if word.strip():
-                starts.counts[int(word)] += 1
+                async with starts.changed:
+                    starts.counts[int(word)] += 1
+                    starts.changed.notify_all()
 
         server = await asyncio.start_server(hear, "127.0.0.1", 0)
         starts = cls(server)

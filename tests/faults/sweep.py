@@ -5,10 +5,10 @@ import os
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from anyio import to_thread
 
@@ -18,6 +18,9 @@ from spellq_sdk.doors import Address
 from tests.faults.armed_daemon import REPORT
 from tests.faults.evidence import Starts, Tally, examine
 from tests.faults.reference import check_undisturbed, play
+
+_IN_THE_MIDDLE: Final = 180
+"""A point of the daemon by which every kind of run is under way."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,15 @@ class Arm:
 
     def __str__(self) -> str:
         return f"{self.slot or 'daemon'}:{self.at}"
+
+
+SWEEPS: Final[dict[str, Callable[[int], tuple[Arm, ...]]]] = {
+    "the daemon": lambda at: (Arm(at),),
+    "the daemon that comes after one": lambda at: (Arm(_IN_THE_MIDDLE), Arm(at)),
+    "a worker's slot helper": lambda at: (Arm(at, "cpu-0"),),
+    "a master's slot helper": lambda at: (Arm(at, "masters-0"),),
+}
+"""Who dies: given the number of the point, the armed daemons in the order they are started."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +58,12 @@ class Crash:
 
 
 class ArmedDoor:
-    """A client's way to the local daemon; whoever is started to be one is armed, as far as given.
-
-    `deaths` are the times (monotonic) at which an armed daemon that had served was found dead.
-    """
+    """A client's way to the local daemon; those that are started are armed as long as arms last."""
 
     def __init__(self, home: Path, arms: Sequence[Arm]) -> None:
-        self.deaths: list[float] = []
         self._home = home
         self._arms = list(arms)
         self._started: list[asyncio.subprocess.Process] = []
-        self._watching: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
 
     async def locate(self) -> Address:
@@ -71,7 +78,7 @@ class ArmedDoor:
 
     async def close(self) -> None:
         """Wait for those that were started, and were asked to leave by now."""
-        await asyncio.gather(*self._watching)
+        await asyncio.gather(*(armed.wait() for armed in self._started))
 
     async def _start(self, arm: Arm) -> None:
         """Start one, and return when it serves, or is dead already."""
@@ -84,12 +91,8 @@ class ArmedDoor:
             )  # fmt: skip
         os.close(writing)
         with os.fdopen(reading, "rb") as ready:
-            serves = bool(await to_thread.run_sync(ready.readline))
-        self._watching.add(asyncio.create_task(self._watch(armed, serves)))
-
-    async def _watch(self, armed: asyncio.subprocess.Process, served: bool) -> None:
-        if await armed.wait() != 0 and served:
-            self.deaths.append(time.monotonic())
+            await to_thread.run_sync(ready.readline)
+        self._started.append(armed)
 
 
 async def crash(*arms: Arm) -> Crash:
