@@ -1,6 +1,5 @@
 """What dies in the middle of a run, and what the run makes of it."""
 
-import asyncio
 import os
 import signal
 import subprocess
@@ -8,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from spellq_sdk import AsyncClient
 from spellq_sdk.daemon import LocalDaemon
 from tests.e2e.conftest import SPELLQ, Installation
 from tests.e2e.test_restart import Meeting, end, is_gone
@@ -178,21 +176,3 @@ def test_an_exit_code_outlives_the_machine(own: Installation, project: Path) -> 
     finally:
         own.spellq("down", "--kill")
         daemon.communicate()
-
-
-async def test_a_daemon_that_stands_still_beyond_its_lease_loses_nothing(
-    own: Installation, project: Path
-) -> None:
-    daemon = await asyncio.to_thread(own.start)
-    async with AsyncClient(daemon.url, daemon.token) as client:
-        with Meeting() as meeting:
-            run = await client.runs.new(command=f"{meeting.words}; exit 7")
-            guest = await asyncio.to_thread(meeting.arrival)
-            waiting = asyncio.create_task(run.wait_status(*client.runs.FINAL))
-            os.kill(daemon.pid, signal.SIGSTOP)
-            await asyncio.sleep(float(os.environ.get("STANDSTILL_SECONDS", "13")))
-            guest.send(b"go on\n")
-            os.kill(daemon.pid, signal.SIGCONT)
-            await waiting
-        await run.refresh()
-        assert (run.status, run.user_exit_code, run.attempt) == ("complete", 7, 1)

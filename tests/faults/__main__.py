@@ -14,11 +14,13 @@ import time
 from tests.faults.evidence import Tally
 from tests.faults.kills import kill_at_random
 from tests.faults.report import record, report_of, table
+from tests.faults.standstill import stand_still
 from tests.faults.sweep import SWEEPS, Crash, sweep
 from tests.simulation import run_seeds
 
 HISTORIES = 2_000
 AT_ONCE = 2
+STILL_SECONDS = 65.0
 
 
 class Progress:
@@ -63,6 +65,11 @@ async def run_all(kills: int) -> tuple[Tally, dict[str, int], int]:
     progress.step(killing)
     progress.over()
     tally.add(killing)
+    progress = Progress(f"standing still for {STILL_SECONDS:.0f} s")
+    still = await stand_still(STILL_SECONDS)
+    progress.step(still)
+    progress.over()
+    tally.add(still)
     return tally, points, tally.kills - at_points
 
 

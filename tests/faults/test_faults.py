@@ -8,12 +8,13 @@ import pytest
 
 from spellq.clock import SystemClock
 from spellq.lifecycle import Advance, Claim, End
-from spellq.ports import NewRun
+from spellq.ports import LEASE_SECONDS, NewRun
 from spellq.runs import RunSpec, Status
 from spellq_brokers.embedded import SqliteStore
 from tests.faults.evidence import Starts, Tally, examine
 from tests.faults.kills import kill_at_random
 from tests.faults.report import load, table, table_in_readme
+from tests.faults.standstill import stand_still
 from tests.faults.sweep import SWEEPS, Arm, crash
 
 
@@ -42,6 +43,12 @@ async def test_kills_at_random() -> None:
     tally = await kill_at_random(15, 7, lambda _: None)
     assert tally.kills == 15
     assert tally.faults == []
+
+
+@pytest.mark.timeout(90)
+async def test_a_daemon_that_stands_still_beyond_its_lease() -> None:
+    tally = await stand_still(LEASE_SECONDS + 3)
+    assert tally == Tally(runs=2)
 
 
 @pytest.fixture
