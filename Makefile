@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-user lint bench setup clean help
+.PHONY: demo test test-user test-faults lint bench setup clean help
 
 help:
 	@echo "make demo   set up .venv and run examples/hello.py as a workflow"
 	@echo "make test   set up what the tests need; lint, types, layers, tests (as root: e2e twice)"
+	@echo "make test-faults   everything dies, at every point and at random (15 minutes)"
 	@echo "make lint   ruff, mypy --strict, import-linter"
 	@echo "make bench  throughput and latency on this machine"
 	@echo "make clean  remove .venv and caches"
@@ -23,6 +24,9 @@ test: lint
 test-user: $(VENV)/.tested
 	$(BIN)/python -m tests.as_user $(BIN)/python -m pytest -p no:cacheprovider tests/e2e $(ARGS) || \
 		test $$? = 5 -a -n "$(ARGS)"  # none of them was asked for
+
+test-faults: $(VENV)/.tested
+	$(BIN)/python -m tests.faults $(if $(RECORD),--record)
 
 lint: $(VENV)/.tested
 	$(BIN)/ruff format --check .

@@ -1,5 +1,6 @@
 """What every test lives under: the loop must not be blocked, warnings are errors."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -20,3 +21,14 @@ def _unblocked() -> Iterator[BlockBuster]:
                 function.can_block_in("embedded/writer.py", {"submit", "read", "close"})
                 function.can_block_in("embedded/store.py", {"in_memory"})
         yield guard
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What only root can set up (file systems, control groups) is not asked of others."""
+    if os.geteuid() != 0:
+        config.hook.pytest_deselected(items=[item for item in items if _needs_root(item)])
+        items[:] = [item for item in items if not _needs_root(item)]
+
+
+def _needs_root(item: pytest.Item) -> bool:
+    return item.get_closest_marker("root") is not None

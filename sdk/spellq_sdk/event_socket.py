@@ -59,7 +59,7 @@ class _Request(Protocol):
 class EventSocket:
     """Carries any number of waits and subscriptions; connects when there is one.
 
-    While nobody answers, a client that was connected before tries for ever; one that never was
+    While nobody answers, a client that was answered before tries for ever; one that never was
     gives up after 10 s.
     """
 
@@ -69,7 +69,6 @@ class EventSocket:
         self._open: dict[int, _Request] = {}
         self._outbox: asyncio.Queue[ClientMessage] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._was_connected = False
 
     async def wait(self, run: int, statuses: tuple[Status, ...]) -> Reached | EndedElsewhere:
         """Return when the run has been in one of `statuses`, or has ended without.
@@ -140,11 +139,10 @@ class EventSocket:
             try:
                 connection = await self._transport.connect(PATH, failed)
             except Unreachable as error:
-                if not self._was_connected and time.monotonic() > give_up_at:
+                if not self._transport.was_reached and time.monotonic() > give_up_at:
                     raise
                 failed = error.address
             else:
-                self._was_connected = True
                 if await self._converse(connection):
                     delays = backoff()
                 failed = connection.address

@@ -33,7 +33,7 @@ from spellq_sdk.batching import BATCH, LaunchBatcher
 from spellq_sdk.event_socket import EventSocket
 from spellq_sdk.exceptions import JsonDecodeError
 from spellq_sdk.models import RunEvent, run_event
-from spellq_sdk.transport import PATIENCE_SECONDS, ConnectionLost, Transport
+from spellq_sdk.transport import ConnectionLost, Transport
 
 PAGE: Final = 200
 _KNOWN_RUNS: Final = 100_000
@@ -191,7 +191,7 @@ class Gateway:
         """
         at = offset
         delays = backoff()
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        give_up_at = time.monotonic() + self.transport.patience
         while True:
             heard, last = False, None
             try:
@@ -206,7 +206,7 @@ class Gateway:
                     raise
             if heard:
                 delays = backoff()
-                give_up_at = time.monotonic() + PATIENCE_SECONDS
+                give_up_at = time.monotonic() + self.transport.patience
             await asyncio.sleep(next(delays))
 
     async def _log_once(self, run: int, follow: bool, at: int) -> AsyncGenerator[LogLine, None]:

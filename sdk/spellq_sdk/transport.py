@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE_SECONDS: Final = 10.0
-"""How long a request is tried again while the gateway cannot be reached."""
+"""How long a request is tried again while a gateway cannot be reached that never was."""
+
+RETURN_SECONDS: Final = 600.0
+"""The same for one that was reached before: it is being restarted, or stands still."""
 
 AWAY_SECONDS: Final = 1.0
 """How long the gateway is away before `on_away` is called."""
@@ -76,6 +79,7 @@ class Transport:
         self._at_once = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._session: aiohttp.ClientSession | None = None
         self._closed = False
+        self._was_reached = False
         self._away_since: float | None = None
         self._told_away = False
         _transports.add(self)
@@ -98,8 +102,8 @@ class Transport:
     ) -> T:
         """Send `body` as JSON and read a `reply`.
 
-        Repeated, for up to 10 s, while the gateway is away; a POST carries the same idempotency
-        key each time, so that it happens once.
+        Repeated while the gateway is away: for up to 10 s, and for ten minutes if it was there
+        before. A POST carries the same idempotency key each time, so that it happens once.
 
         Raises:
             ClientException: refused (see exceptions), or the gateway could not be reached.
@@ -187,6 +191,16 @@ class Transport:
         self._reached()
         return Connection(address, websocket)
 
+    @property
+    def was_reached(self) -> bool:
+        """Whether a gateway has ever answered."""
+        return self._was_reached
+
+    @property
+    def patience(self) -> float:
+        """How long, in seconds, to try again while nobody answers."""
+        return RETURN_SECONDS if self._was_reached else PATIENCE_SECONDS
+
     async def aclose(self) -> None:
         """Close every connection. Nothing can be asked afterwards."""
         self._closed = True
@@ -199,7 +213,7 @@ class Transport:
         headers = {"Content-Type": kind} if data is not None else {}
         if method == "POST":
             headers[IDEMPOTENCY_HEADER] = uuid.uuid4().hex
-        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        give_up_at = time.monotonic() + self.patience
         failed: Address | None = None
         async with self._at_once:
             for delay in backoff():
@@ -310,6 +324,7 @@ class Transport:
         return Unreachable(address, error)
 
     def _reached(self) -> None:
+        self._was_reached = True
         self._away_since, self._told_away = None, False
 
     def _leave_to_the_parent(self) -> None:

@@ -108,6 +108,7 @@ def limited(installation: Installation, kind: str, limits: dict[str, int]) -> It
 # Disk space
 
 
+@pytest.mark.root
 async def test_without_disk_space_nothing_is_claimed(
     small: Installation, disk: Disk, project: Path
 ) -> None:
@@ -130,6 +131,7 @@ async def test_without_disk_space_nothing_is_claimed(
         assert (run.status, run.user_exit_code, run.reason) == ("complete", 3, "")
 
 
+@pytest.mark.root
 async def test_saving_waits_for_disk_space_over_a_restart(small: Installation, disk: Disk) -> None:
     with Meeting() as meeting:
         async with using(small) as client:
@@ -163,6 +165,7 @@ async def test_saving_waits_for_disk_space_over_a_restart(small: Installation, d
         assert (queued.status, queued.user_exit_code) == ("complete", 4)
 
 
+@pytest.mark.root
 async def test_what_a_run_left_in_its_tmp_makes_room_for_its_outputs(
     small: Installation, disk: Disk
 ) -> None:
@@ -183,6 +186,7 @@ async def waits_for_space(run: Run) -> None:
     raise AssertionError("it did not wait")
 
 
+@pytest.mark.root
 async def test_what_is_sent_leaves_the_reserve_alone(
     small: Installation, disk: Disk, project: Path
 ) -> None:
@@ -199,6 +203,7 @@ async def test_what_is_sent_leaves_the_reserve_alone(
         assert run.user_exit_code == 3
 
 
+@pytest.mark.root
 async def test_a_full_disk_costs_no_exit_code(small: Installation, disk: Disk) -> None:
     """Not a byte is left for a while: commands end, are stopped, are lost sight of by a crash."""
     with Meeting() as meeting:
@@ -229,6 +234,7 @@ async def test_a_full_disk_costs_no_exit_code(small: Installation, disk: Disk) -
             assert codes[1] in (8, 143)
 
 
+@pytest.mark.root
 def test_a_daemon_that_a_full_disk_keeps_from_starting_says_so(
     small: Installation, disk: Disk
 ) -> None:
@@ -267,6 +273,7 @@ def little_memory(own: Installation) -> Iterator[None]:
 HOG = "python3 -c 'x = bytearray(2 << 30)'"
 
 
+@pytest.mark.root
 @pytest.mark.usefixtures("little_memory")
 async def test_a_command_that_the_kernel_kills_for_its_memory_says_so(own: Installation) -> None:
     async with using(own) as client:
@@ -311,6 +318,7 @@ raise SystemExit(128 + os.WTERMSIG(status))
 """
 
 
+@pytest.mark.root
 @pytest.mark.usefixtures("little_memory")
 async def test_where_memory_is_short_commands_go_first(own: Installation) -> None:
     """However small its processes are: neither the daemon nor the parent of the command."""
@@ -344,6 +352,7 @@ while True:
 """
 
 
+@pytest.mark.root
 @pytest.mark.usefixtures("few_processes")
 @pytest.mark.parametrize("verb", ["stop", "kill"])
 async def test_a_fork_bomb_is_ended_like_anything_else(own: Installation, verb: str) -> None:

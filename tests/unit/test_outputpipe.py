@@ -35,7 +35,7 @@ def file_system(place: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts file systems")
+@pytest.mark.root
 def test_what_a_full_disk_cannot_take_is_said_to_be_missing(tmp_path: Path) -> None:
     with file_system(tmp_path / "disk", "64k") as disk:
         pipe = OutputPipe(opened(disk / "output"))

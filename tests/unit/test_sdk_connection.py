@@ -463,6 +463,22 @@ async def test_a_gateway_that_stays_away_is_named(
     await gateway.start()
 
 
+async def test_a_gateway_that_was_there_before_is_waited_for(
+    gateway: MiniGateway, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spellq_sdk.transport.PATIENCE_SECONDS", 0.0)
+    away = asyncio.Event()
+    client.gateway.transport.on_away = lambda _: away.set()
+    monkeypatch.setattr("spellq_sdk.transport.AWAY_SECONDS", 0.1)
+    await client.runs.get(7)
+    await gateway.stop()
+    launch = asyncio.create_task(client.runs.new(command="true"))
+    await away.wait()
+    assert not launch.done()
+    await gateway.start()
+    assert (await launch).id == 1
+
+
 def lines(number: int) -> list[LogLine]:
     texts = [f"line {n}" for n in range(number - 1)]
     user = [LogEntry(status=Status.RUNNING, log=text, at=NOW) for text in texts]
