@@ -138,13 +138,9 @@ class Attempt:
         """Whatever happens to the work, the run comes to an end and the agent goes on."""
         try:
             try:
-                await work
+                await self._with_its_ending(work)
             except Refused as refusal:
                 await self._give_up(refusal)
-            except ExecutionLost:
-                await self._lost()
-            except WorldError as error:
-                await self._end_without_world(error)
             except Exception as error:
                 await self._fault(error)
         except Exception:
@@ -152,6 +148,14 @@ class Attempt:
         finally:
             self.claimed.set()
             self.done.set()
+
+    async def _with_its_ending(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except ExecutionLost:
+            await self._lost()
+        except WorldError as error:
+            await self._end_without_world(error)
 
     # From claim to end
 

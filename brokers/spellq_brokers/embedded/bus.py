@@ -133,7 +133,7 @@ class _Source:
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 self._queue.put(future.result(), front=True)
-            else:
+            elif future in self._queue.waiting:
                 self._queue.waiting.remove(future)
             raise
 

@@ -51,10 +51,10 @@ class SqliteStore:
     Leases and the outbox live in memory: whoever would miss what they hold dies with this process.
     """
 
-    def __init__(self, writer: Writer, clock: Clock, log: EntryLog | None = None) -> None:
+    def __init__(self, writer: Writer, clock: Clock, log: EntryLog) -> None:
         self._writer = writer
         self._clock = clock
-        self._log = log or MemoryEntryLog()
+        self._log = log
         self._live: dict[int, Run] = {}
         self._ended: OrderedDict[int, Run] = OrderedDict()
         self._epoch = ""
@@ -76,18 +76,25 @@ class SqliteStore:
         writing = await to_thread.run_sync(connect)
         reading = await to_thread.run_sync(connect)
         log = FileEntryLog(home / "logs", lambda number: _step_lines(writing, number))
-        return await cls(ThreadWriter(writing, reading), clock, log)._start()
+        return await cls.over(ThreadWriter(writing, reading), clock, log)
 
     @classmethod
     async def in_memory(cls, clock: Clock) -> "SqliteStore":
         """A store without threads or files, for a simulated world."""
-        return await cls(InlineWriter(connector(None)()), clock)._start()
+        return await cls.over(InlineWriter(connector(None)()), clock, MemoryEntryLog())
+
+    @classmethod
+    async def over(cls, writer: Writer, clock: Clock, log: EntryLog) -> "SqliteStore":
+        """A store on what a writer's database and a log hold already."""
+        store = cls(writer, clock, log)
+        await store._start()
+        return store
 
     async def close(self) -> None:
         await self._writer.close()
         self._log.close()
 
-    async def _start(self) -> "SqliteStore":
+    async def _start(self) -> None:
         def load(connection: Any) -> tuple[str, int, list[Run]]:
             (epoch,) = connection.execute("SELECT epoch FROM installation").fetchone()
             (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
@@ -96,7 +103,6 @@ class SqliteStore:
 
         self._epoch, self._last_event, live = await self._writer.read(load)
         self._live = {run.id: run for run in live}
-        return self
 
     def _forget_the_old(self, transaction: Transaction) -> None:
         """Every thousand launches, what nobody may ask for any more goes."""
