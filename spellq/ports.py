@@ -126,7 +126,7 @@ class RunStore(Protocol):
         """
 
     async def owners(self) -> list[str]:
-        """The agents that own a run which is not final."""
+        """The agents that own a run which is not final, sorted."""
 
     async def create_workflow(self, workflow: Workflow) -> None:
         """Write the workflow if it is absent."""

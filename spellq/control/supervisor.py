@@ -98,18 +98,18 @@ class Supervisor:
     async def _look_for_lost_agents(self) -> None:
         """An agent is lost when it was silent for a whole lease in which we could have heard it."""
         heard = {agent.id for agent in await self._store.agents()}
-        owners = set(await self._store.owners())
+        owners = await self._store.owners()
         now = self._clock.monotonic()
-        for agent in owners & heard:
-            if self._silent_since.pop(agent, None) is not None:
+        for agent in owners:
+            if agent not in heard:
+                since = self._silent_since.setdefault(agent, now)
+                if now - since >= LEASE_SECONDS:
+                    for run in await self._runs_of(agent):
+                        await self._apply(run.id, Lose(agent, self._lost_after_seconds))
+            elif self._silent_since.pop(agent, None) is not None:
                 for run in await self._runs_of(agent):
                     await self._apply(run.id, Find(run.attempt, agent))
-        for agent in owners - heard:
-            since = self._silent_since.setdefault(agent, now)
-            if now - since >= LEASE_SECONDS:
-                for run in await self._runs_of(agent):
-                    await self._apply(run.id, Lose(agent, self._lost_after_seconds))
-        for agent in set(self._silent_since) - owners:
+        for agent in set(self._silent_since).difference(owners):
             del self._silent_since[agent]
 
     async def _runs_of(self, agent: str) -> Sequence[Run]:

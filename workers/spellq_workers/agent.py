@@ -75,7 +75,7 @@ class Agent:
             slots={**settings.slots, MASTER_QUEUE: settings.master_slots},
             version=__version__,
         )
-        self._attempts: set[Attempt] = set()
+        self._attempts: list[Attempt] = []
         self._told = anyio.Event()
         self._workshop = Workshop(
             agent=self.info.id,
@@ -147,11 +147,11 @@ class Agent:
     @contextmanager
     def _holding(self, attempt: Attempt) -> Iterator[None]:
         """While an attempt is under way, it is looked after."""
-        self._attempts.add(attempt)
+        self._attempts.append(attempt)
         try:
             yield
         finally:
-            self._attempts.discard(attempt)
+            self._attempts.remove(attempt)
 
     # What is wanted of the runs
 

@@ -314,7 +314,7 @@ class SqliteStore:
         return await self._writer.read(query)
 
     async def owners(self) -> list[str]:
-        return list({run.agent for run in tuple(self._live.values()) if run.agent is not None})
+        return sorted({run.agent for run in tuple(self._live.values()) if run.agent is not None})
 
     async def create_workflow(self, workflow: Workflow) -> None:
         def step(transaction: Transaction) -> Callable[[], None]:
