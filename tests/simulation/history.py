@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.simulation.clients import Client, Record
+from tests.simulation.cluster import Cluster
 from tests.simulation.embedded import Embedded
+from tests.simulation.installation import Installation
 from tests.simulation.invariants import look_through
 from tests.simulation.loop import Stuck, VirtualLoop
 from tests.simulation.sealed import sealed
@@ -59,8 +61,9 @@ def run_history(seed: int) -> History:
 
 
 async def _live_through(world: World, record: Record) -> None:
-    installation = Embedded(world)
+    installation: Installation = Cluster(world) if world.chance(0.5) else Embedded(world)
     gateways = installation.gateways
+    record.agents_may_be_lost = installation.agents_may_be_lost
     master = Client(world, gateways, record, "master")
 
     async def as_master(number: int) -> int:
@@ -68,8 +71,9 @@ async def _live_through(world: World, record: Record) -> None:
         assert workflow is not None
         return await master.as_master(workflow, f"of master {number}")
 
-    installation.machine.as_master = as_master
-    installation.start()
+    for machine in installation.machines:
+        machine.as_master = as_master
+    await installation.start()
     clients = [
         Client(world, gateways, record, f"client {number}")
         for number in range(world.random.randint(1, 2))
@@ -91,7 +95,7 @@ async def _live_through(world: World, record: Record) -> None:
     reader.cancel()
 
 
-async def _strike(world: World, installation: Embedded) -> None:
+async def _strike(world: World, installation: Installation) -> None:
     end = world.loop.time() + STRUCK_SECONDS * world.random.random()
     for _ in range(world.random.choice((0, 1, 2, 4, 8))):
         await world.take_time(0.01, 40.0)

@@ -1,7 +1,7 @@
 """What has to hold once the faults are over and everything had its time."""
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from spellq.events import BEGINNING, EventType, fold
 from spellq.lifecycle import Cause
@@ -9,11 +9,9 @@ from spellq.ports import RunQuery, Store
 from spellq.runs import FINAL, MASTER_QUEUE, Run, Status
 from spellq.wire import RunRequest
 from tests.simulation.clients import OWNER, Client, Record, right_answer
+from tests.simulation.installation import Installation, capacity
 from tests.simulation.machine import Folder, Script
 from tests.simulation.world import World
-
-if TYPE_CHECKING:
-    from tests.simulation.embedded import Embedded
 
 _PROBE_SECONDS: Final = 5.0
 _PROBE_PATIENCE: Final = 30.0
@@ -21,14 +19,13 @@ _OUTBOX_PATIENCE: Final = 10.0
 
 
 async def look_through(
-    world: World, installation: "Embedded", record: Record, client: Client
+    world: World, installation: Installation, record: Record, client: Client
 ) -> None:
     """Compare what the store says with what truly happened and what clients were told."""
     world.tell("the history is looked through")
     await _probe_every_slot(world, installation, client)
     await asyncio.sleep(_OUTBOX_PATIENCE)
-    store = installation.store
-    assert store is not None
+    store = await installation.store()
     runs = {run.id: run for run in await store.find(RunQuery(limit=None))}
     for number in record.accepted:
         if number not in runs:
@@ -43,17 +40,18 @@ async def look_through(
     await _look_at_the_event_log(world, store, record)
     if await store.unpublished(0):
         world.violated("faults", "something was never published")
-    for folder in installation.machine.folders.values():
-        world.violated("faults", f"the world of run {folder.name} was not taken down")
+    for machine in installation.machines:
+        for folder in machine.folders.values():
+            world.violated("faults", f"the world of run {folder.name} was not taken down")
     owners = await store.owners()
     if owners and all(run.is_final for run in runs.values()):
         world.violated("faults", f"agents own runs that have ended: {owners}")
 
 
-async def _probe_every_slot(world: World, installation: "Embedded", client: Client) -> None:
+async def _probe_every_slot(world: World, installation: Installation, client: Client) -> None:
     """No slot has leaked: as many runs as there are slots run at the same time."""
     script = Script(seconds=_PROBE_SECONDS)
-    for queue, count in installation.capacity().items():
+    for queue, count in capacity(installation.machines).items():
         began = world.loop.time()
         async with asyncio.TaskGroup() as tasks:
             for place in range(count):
@@ -79,10 +77,12 @@ async def _probe(world: World, client: Client, queue: str, script: Script, name:
 class _Truth:
     """What the machine knows."""
 
-    def __init__(self, installation: "Embedded") -> None:
+    def __init__(self, installation: Installation) -> None:
         self.folders: dict[int, list[Folder]] = {}
-        for folder in installation.machine.every_folder:
-            self.folders.setdefault(folder.run, []).append(folder)
+        self.agents_may_be_lost = installation.agents_may_be_lost
+        for machine in installation.machines:
+            for folder in machine.every_folder:
+                self.folders.setdefault(folder.run, []).append(folder)
 
     def executed(self, number: int) -> Folder | None:
         for folder in self.folders.get(number, ()):
@@ -104,7 +104,7 @@ async def _look_at_run(world: World, store: Store, run: Run, truth: _Truth) -> N
         world.violated("faults", f"run {run.id}: its exit code {run.user_exit_code} is not true")
     if run.reason.startswith("An internal error"):
         world.violated("faults", f"run {run.id}: {run.reason}")
-    if run.cause is Cause.AGENT_LOST or any(event.type is EventType.RUN_LOST for event in events):
+    if not truth.agents_may_be_lost and any(e.type is EventType.RUN_LOST for e in events):
         world.violated("lost", f"run {run.id}: its agent was called lost")
     if folder is not None and folder.natural and run.is_final:
         told = run.user_exit_code if run.late_exit_code is None else run.late_exit_code
@@ -112,9 +112,8 @@ async def _look_at_run(world: World, store: Store, run: Run, truth: _Truth) -> N
             world.violated(
                 "lost", f"run {run.id} ended with {folder.exit.code}, and is {run.status} {told}"
             )
-    if run.status is Status.INTERRUPTED and not any(
-        folder.lost for folder in truth.folders.get(run.id, ())
-    ):
+    lost = any(folder.lost for folder in truth.folders.get(run.id, ()))
+    if run.status is Status.INTERRUPTED and run.cause is not Cause.AGENT_LOST and not lost:
         world.violated("lost", f"run {run.id} is interrupted, though its helper never died")
 
 

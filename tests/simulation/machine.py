@@ -145,9 +145,10 @@ class Folder:
 class SimMachine:
     """The durable part of a machine; agents come and go on it."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, slots: dict[str, int]) -> None:
         self.world = world
         self.name = name
+        self.slots = slots
         self.clock = SimClock(world)
         self.boots = 1
         self.record: tuple[Incarnation, ...] = ()

@@ -14,7 +14,7 @@ from spellq.ports import StoreUnavailable
 from spellq.runs import LIFECYCLE, Run
 from spellq_brokers.embedded.entrylog import MemoryEntryLog
 from spellq_brokers.embedded.schema import connector
-from spellq_brokers.embedded.writer import Job, Query, Step, run_group
+from spellq_brokers.embedded.writer import InlineWriter, Job, Query, Step, run_group
 from tests.simulation.world import Signal, World
 
 T = TypeVar("T")
@@ -128,6 +128,21 @@ class SimWriter:
             self._begin()
         else:
             self._busy = False
+
+
+class StoresWriter(InlineWriter):
+    """The writer of an engine that clients reach over a network: it executes at once."""
+
+    def __init__(self, disk: Disk) -> None:
+        super().__init__(disk.connection)
+        self._disk = disk
+
+    async def submit(self, step: Step[T]) -> T:
+        job = Job(step, asyncio.get_running_loop().create_future())
+        self._disk.commit([job])
+        job.resolve()
+        answer: T = await job.future
+        return answer
 
 
 class SimArtifacts:

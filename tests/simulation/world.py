@@ -1,6 +1,7 @@
 """What every part of a simulated world shares: chance, time, the trace, and where it may be struck."""
 
 import asyncio
+import contextvars
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,7 @@ class World:
         self.told_to_the_end = False
         self._dies_after: dict[Process, int] = {}
         self._store_back_at = 0.0
+        self._bus_back_at = 0.0
 
     # Telling
 
@@ -109,7 +111,11 @@ class World:
         await self.loop.create_future()
         raise AssertionError("this never happens")
 
-    # The store's engine
+    def later(self, seconds: float, call: Callable[..., object], *arguments: object) -> None:
+        """Call that later, in nobody's name."""
+        self.loop.call_later(seconds, call, *arguments, context=contextvars.Context())
+
+    # The engines of the store and the bus
 
     def take_store_away(self, seconds: float) -> None:
         self._store_back_at = self.loop.time() + seconds
@@ -117,6 +123,13 @@ class World:
     @property
     def store_is_away(self) -> bool:
         return not self.faults_are_over and self.loop.time() < self._store_back_at
+
+    def take_bus_away(self, seconds: float) -> None:
+        self._bus_back_at = self.loop.time() + seconds
+
+    @property
+    def bus_is_away(self) -> bool:
+        return not self.faults_are_over and self.loop.time() < self._bus_back_at
 
     def on_fault(self, loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         """What nobody caught."""
