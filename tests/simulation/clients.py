@@ -31,6 +31,8 @@ _WAITED_FOR: Final = (
     (Status.BUILDING,), (Status.STOPPING, Status.MOUNT_FAILED),
 )  # fmt: skip
 
+_ENDLESS: Final = 1e6
+
 _line = msgspec.json.Decoder(LogLine)
 
 
@@ -159,16 +161,21 @@ class Client:
                 if world.chance(0.25):
                     tasks.create_task(self._workflow())
                 else:
-                    tasks.create_task(self._batch(None))
+                    tasks.create_task(self._batch())
 
-    async def _batch(self, workflow: int | None) -> list[int]:
+    async def _batch(self) -> None:
         world = self._world
-        requests = [self._request(workflow) for _ in range(world.random.choice((1, 1, 2, 3)))]
+        requests = [self._request(None) for _ in range(world.random.choice((1, 1, 2, 3)))]
+        endless = world.chance(0.1)
+        if endless:
+            requests[0] = RunRequest(command=Script(seconds=_ENDLESS).command(), grace_seconds=1.0)
         numbers = await self.launch(requests, f"{world.random.getrandbits(64):x}")
         async with asyncio.TaskGroup() as tasks:
             for number in numbers:
                 self._look_after(number, tasks)
-        return numbers
+            if endless:
+                await world.take_time(1.0, 40.0)
+                await self._order(numbers[0], world.random.choice(("stop", "kill")))
 
     def _look_after(self, number: int, tasks: asyncio.TaskGroup) -> None:
         world = self._world
@@ -207,17 +214,18 @@ class Client:
         world = self._world
         for _ in range(world.random.randint(1, 2)):
             await world.take_time(0.001, 30.0)
-            what = world.random.choice(("stop", "kill", "label"))
+            await self._order(number, world.random.choice(("stop", "kill", "label")))
 
-            async def handle(door: Door, what: str = what) -> Any:
-                if what == "stop":
-                    return await door.runs.stop(number, OWNER)
-                if what == "kill":
-                    return await door.runs.kill(number, OWNER)
-                return await door.runs.label(number, OWNER, ("seen",), ())
+    async def _order(self, number: int, what: str) -> None:
+        async def handle(door: Door) -> Any:
+            if what == "stop":
+                return await door.runs.stop(number, OWNER)
+            if what == "kill":
+                return await door.runs.kill(number, OWNER)
+            return await door.runs.label(number, OWNER, ("seen",), ())
 
-            world.tell(f"{self.name}: {what} run {number}")
-            await self.ask(handle)
+        self._world.tell(f"{self.name}: {what} run {number}")
+        await self.ask(handle)
 
     async def _end_workflow(self, workflow: int) -> None:
         world = self._world

@@ -78,7 +78,9 @@ async def _live_through(world: World, record: Record) -> None:
         Client(world, gateways, record, f"client {number}")
         for number in range(world.random.randint(1, 2))
     ]
-    reader = asyncio.get_running_loop().create_task(clients[0].subscribe())
+    reader = None
+    if isinstance(installation, Embedded):
+        reader = asyncio.get_running_loop().create_task(clients[0].subscribe())
     lives = asyncio.gather(*(client.live() for client in clients))
     await _strike(world, installation)
     world.tell("the faults are over")
@@ -88,11 +90,12 @@ async def _live_through(world: World, record: Record) -> None:
             await lives
             await installation.disk.every_run_ended()
     except TimeoutError:
-        world.tell("something never came to its end")
+        world.violated("waits_missed", "a client waits for ever, or a run never ends")
     except Exception as error:
         world.violated("faults", f"a client fell: {error!r}")
     await look_through(world, installation, record, clients[0])
-    reader.cancel()
+    if reader is not None:
+        reader.cancel()
 
 
 async def _strike(world: World, installation: Installation) -> None:
