@@ -62,7 +62,8 @@ class SqliteStore:
         self._steps = 0
         self._outbox = MemoryOutbox(clock)
         self._leases: dict[str, tuple[AgentInfo, float]] = {}
-        self._nudges: dict[str, int] = {}
+        self._counters: dict[str, int] = {}
+        self._nudges = 0
 
     @classmethod
     async def open(cls, home: Path, clock: Clock) -> "SqliteStore":
@@ -397,12 +398,14 @@ class SqliteStore:
     # Leases
 
     async def renew(self, agent: AgentInfo, lease_seconds: float) -> int:
+        if agent.id not in self._leases:
+            self._grow(agent.id)
         self._leases[agent.id] = (agent, self._clock.monotonic() + lease_seconds)
-        return self._nudges.get(agent.id, 0)
+        return self._counters[agent.id]
 
     async def release(self, agent: str) -> None:
         self._leases.pop(agent, None)
-        self._nudges.pop(agent, None)
+        self._counters.pop(agent, None)
 
     async def agents(self) -> list[AgentInfo]:
         now = self._clock.monotonic()
@@ -412,7 +415,11 @@ class SqliteStore:
 
     async def nudge(self, agent: str) -> None:
         if agent in self._leases:
-            self._nudges[agent] = self._nudges.get(agent, 0) + 1
+            self._grow(agent)
+
+    def _grow(self, agent: str) -> None:
+        self._nudges += 1
+        self._counters[agent] = self._nudges
 
     # Tokens
 
