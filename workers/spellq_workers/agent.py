@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import anyio
 from anyio.abc import TaskGroup, TaskStatus
 from msgspec import Struct
 
-from spellq.lifecycle import Find, Refused
+from spellq.lifecycle import End, Find, Refused
 from spellq.outbox import Outbox
 from spellq.ports import (
     LEASE_SECONDS,
@@ -198,8 +198,7 @@ class Agent:
             execution = adopted.execution
             run = await self._found(execution)
             if run is None:
-                await execution.kill()
-                await execution.discard()
+                await self._drop(adopted)
                 continue
             attempt = Attempt(self._workshop, execution.slot, run.id, run.attempt, loss=loss)
             attempts[execution.slot] = attempt
@@ -208,6 +207,16 @@ class Agent:
             for run in await self._store.find(RunQuery(limit=None, agent=earlier.agent)):
                 await self._outbox.apply(run.id, command_for_lost(run, loss))
         return attempts
+
+    async def _drop(self, adopted: Adopted) -> None:
+        """The run has ended without this execution, or is another attempt; a result is kept."""
+        execution = adopted.execution
+        if adopted.exit is not None:
+            with suppress(Refused, UnknownRun):
+                late = End(execution.attempt, user_exit_code=adopted.exit.code)
+                await self._outbox.apply(execution.run, late)
+        await execution.kill()
+        await execution.discard()
 
     async def _found(self, execution: Execution) -> Run | None:
         """The run of an execution, ours again; None when it has ended or is another attempt."""

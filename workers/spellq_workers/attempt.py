@@ -6,8 +6,10 @@ on where this one was (`resume`).
 
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, repeat
+from signal import SIGKILL
 from typing import Final, TypeVar
 
 import anyio
@@ -102,6 +104,7 @@ class Attempt:
         self._interruptible: anyio.CancelScope | None = None
         self._status = Status.BUILDING
         self._asked: Status | None = None
+        self._ended: Exit | None = None
         self._raw_start = 0
 
     async def carry_out(self, ticket: Ticket) -> None:
@@ -117,7 +120,7 @@ class Attempt:
 
     async def look(self) -> None:
         """Do what is wanted of the run, as the store says now; each thing is asked for once."""
-        run = await self._workshop.store.get(self.number)
+        run = await self._until_available(lambda: self._workshop.store.get(self.number))
         if run is None or self.done.is_set():
             return
         fenced = run.is_final or run.attempt != self.attempt
@@ -260,7 +263,7 @@ class Attempt:
 
     async def _see_to_the_end(self, run: Run, execution: Execution) -> None:
         await self.look()
-        ended = await self._follow(execution)
+        self._ended = ended = await self._follow(execution)
         if await self._unless_killed(self._save(run, execution, ended)) is None:
             await self._apply(End(self.attempt))
         await execution.discard()
@@ -371,7 +374,16 @@ class Attempt:
         if run.status is Status.KILLING and run.attempt == self.attempt:
             await self._kill()
             await self._apply(End(self.attempt))
+        elif self._ended is not None:
+            await self._keep_late_result(self._ended)
         await self._discard()
+
+    async def _keep_late_result(self, ended: Exit) -> None:
+        """The run was given up; how its command ended, unless by our kill, is told all the same."""
+        if self._asked is Status.KILLING and ended.signal == SIGKILL:
+            return
+        with suppress(Refused):
+            await self._apply(End(self.attempt, user_exit_code=ended.code))
 
     async def _end_without_world(self, error: WorldError) -> None:
         await self._apply(
