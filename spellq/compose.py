@@ -219,7 +219,7 @@ async def embedded_runtime(home: Path, slots: _Slots, url: str) -> AsyncIterator
             sealer,
             clock,
         )
-        runs = Runs(store, outbox, bus)
+        runs = Runs(store, outbox)
         outputs = SavedOutputs(store, artifacts)
         services = Services(
             store=store,

@@ -53,7 +53,8 @@ class Outbox:
             self._bus.log_grew(number, await self._store.append(number, entries))
 
     async def publish(self, committed: Sequence[Committed]) -> None:
-        """Publish steps and offer the tickets they call for, then strike them."""
+        """Publish steps, offer the tickets they call for, tell agents what is wanted of them; then
+        strike the steps."""
         told = [entry for entry in committed if entry.logged]
         if not told:
             return
@@ -63,6 +64,9 @@ class Outbox:
         await self._bus.publish(told)
         for entry in told:
             self._bus.log_grew(entry.run.id, entry.log_length)
+        for agent in dict.fromkeys(filter(None, map(_asked, told))):
+            await self._store.nudge(agent)
+            await self._bus.hint(agent)
         await self._store.strike(told)
 
 
@@ -76,3 +80,8 @@ def _calls_for_an_offer(entry: Committed) -> bool:
     if entry.run.status is not Status.MACHINE_REQUESTED:
         return False
     return any(logged.event.status is Status.MACHINE_REQUESTED for logged in entry.logged)
+
+
+def _asked(entry: Committed) -> str | None:
+    """The agent of which the step wants something."""
+    return entry.run.agent if entry.run.status in (Status.STOPPING, Status.KILLING) else None

@@ -59,8 +59,11 @@ class Feed:
         async with self._bus.log_lengths() as lengths:
             task_status.started()
             async for number, _ in lengths:
-                for event in self._logs.get(number, ()):
-                    event.set()
+                self._wake_followers(number)
+
+    def _wake_followers(self, number: int) -> None:
+        for event in self._logs.get(number, ()):
+            event.set()
 
     # Watching one run
 
@@ -82,7 +85,10 @@ class Feed:
 
     @contextmanager
     def log_growth(self, number: int) -> Iterator[anyio.Event]:
-        """An event that is set when the run's log grows. Ask for it first, then read the log."""
+        """An event that is set when the run's log grows. Ask for it first, then read the log.
+
+        Hints of growth may be lost; at the latest the run's next event sets it.
+        """
         event = anyio.Event()
         waiting = self._logs.setdefault(number, {})
         waiting[event] = None
@@ -194,6 +200,7 @@ class Feed:
         self._recent.add(event)
         for watcher in tuple(self._watchers.get(event.run, ())):
             watcher(event)
+        self._wake_followers(event.run)
 
     def _tell(self) -> None:
         grown, self._grown = self._grown, anyio.Event()

@@ -6,7 +6,7 @@ from typing import Final
 from spellq.control.errors import Conflict, NotFound, Rejected
 from spellq.lifecycle import Command, Kill, Label, Refused, Stop
 from spellq.outbox import Outbox
-from spellq.ports import Bus, RunQuery, Store, UnknownRun
+from spellq.ports import RunQuery, Store, UnknownRun
 from spellq.runs import MAX_NUMBER, Cause, Run, Status, Workflow
 
 MAX_LABELS: Final = 100
@@ -16,10 +16,9 @@ MAX_LABEL_CHARACTERS: Final = 200
 class Runs:
     """The commands a caller may give. `owner` None is an admin, who sees everybody's."""
 
-    def __init__(self, store: Store, outbox: Outbox, bus: Bus) -> None:
+    def __init__(self, store: Store, outbox: Outbox) -> None:
         self._store = store
         self._outbox = outbox
-        self._bus = bus
 
     async def get(self, number: int, owner: str | None) -> Run:
         """
@@ -125,11 +124,7 @@ class Runs:
             committed = await self._outbox.apply(number, command)
         except Refused as refusal:
             return refusal.run, False
-        run = committed.run
-        if committed.logged and run.agent is not None and not run.is_final:
-            await self._store.nudge(run.agent)
-            await self._bus.hint(run.agent)
-        return run, bool(committed.logged)
+        return committed.run, bool(committed.logged)
 
 
 def _is_over(master: Run) -> bool:

@@ -6,6 +6,7 @@ looks all the same, as a net.
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -84,16 +85,10 @@ class Supervisor:
         now = self._clock.now()
         numbers, next_at = await self._store.due(now)
         for number in numbers:
-            await self._expire(number)
+            await self._apply(number, Expire())
         if next_at is None:
             return NET_SECONDS
         return min(NET_SECONDS, max(0.0, (next_at - self._clock.now()).total_seconds()))
-
-    async def _expire(self, number: int) -> None:
-        run = await self._apply(number, Expire())
-        if run is not None and run.agent is not None and not run.is_final:
-            await self._store.nudge(run.agent)
-            await self._bus.hint(run.agent)
 
     async def _look_for_lost_agents(self) -> None:
         """An agent is lost when it was silent for a whole lease in which we could have heard it."""
@@ -115,8 +110,6 @@ class Supervisor:
     async def _runs_of(self, agent: str) -> Sequence[Run]:
         return await self._store.find(RunQuery(limit=None, agent=agent))
 
-    async def _apply(self, number: int, command: Command) -> Run | None:
-        try:
-            return (await self._outbox.apply(number, command)).run
-        except (Refused, UnknownRun):
-            return None
+    async def _apply(self, number: int, command: Command) -> None:
+        with suppress(Refused, UnknownRun):
+            await self._outbox.apply(number, command)

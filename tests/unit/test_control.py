@@ -29,7 +29,7 @@ class World:
         self.artifacts = artifacts
         bus = InProcessBus()
         self.outbox = Outbox(store, bus)
-        self.runs = Runs(store, self.outbox, bus)
+        self.runs = Runs(store, self.outbox)
         self.outputs = SavedOutputs(store, artifacts, entries=100)
         self.launcher = Launcher(
             store, self.outbox, artifacts, Sealer(bytes(32)), clock, self.runs, self.outputs
