@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench setup clean help
+.PHONY: demo test lint bench simulate simulate-long setup clean help
 
 help:
 	@echo "make demo   set up .venv and run examples/hello.py as a workflow"
 	@echo "make test   set up what the tests need; lint, types, layers, tests"
 	@echo "make lint   ruff, mypy --strict, import-linter"
+	@echo "make simulate SEED=n   replay one simulated history; simulate-long: 100,000 of them"
 	@echo "make bench  throughput and latency on this machine"
 	@echo "make clean  remove .venv and caches"
 
@@ -26,6 +27,12 @@ lint: $(VENV)/.tested
 
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks.embedded
+
+simulate: $(VENV)/.tested
+	@$(BIN)/python -m tests.simulation $(or $(SEED),1)
+
+simulate-long: $(VENV)/.tested
+	@$(BIN)/python -m tests.simulation 1 --count 100000
 
 setup: $(VENV)/.tested
 

@@ -143,8 +143,8 @@ class ChaoticBus:
     async def _messages_from(self, place: int) -> AsyncIterator[Sequence[Committed]]:
         messages = self._log.messages
         while True:
-            while place == len(messages):
-                await self._published.until(lambda: len(messages) > place)
+            known = place
+            await self._published.until(lambda known=known: len(messages) > known)  # type: ignore[misc]
             await self._world.take_time(0.0005, 0.02)
             if self._world.chance(0.02) and not self._world.faults_are_over:
                 place = max(0, place - 3)
@@ -363,14 +363,19 @@ class Cluster:
         return Service(self._world, f"agent{number}", live, away_seconds=200.0)
 
     async def _live_as_gateway(self, process: Process, leave: asyncio.Event) -> None:
-        world, bus, clock, artifacts = self._world, self._bus, SimClock(self._world), self._artifacts
+        world, bus, clock, artifacts = (
+            self._world,
+            self._bus,
+            SimClock(self._world),
+            self._artifacts,
+        )
         store = self._remote()
         outbox = Outbox(store, bus)
         feed = Feed(store, bus, clock)
         supervisor = Supervisor(
             store, bus, outbox, feed, clock, lost_after_seconds=self._lost_after_seconds
         )
-        runs = Runs(store, outbox, bus)
+        runs = Runs(store, outbox)
         outputs = SavedOutputs(store, artifacts)
         launcher = Launcher(store, outbox, artifacts, self._sealer, clock, runs, outputs)
         async with anyio.create_task_group() as tasks:

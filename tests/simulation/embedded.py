@@ -83,7 +83,7 @@ class Embedded:
             settings, store, bus, outbox, artifacts, executor, AgentsMachine(machine),
             self._sealer, clock,
         )  # fmt: skip
-        runs = Runs(store, outbox, bus)
+        runs = Runs(store, outbox)
         outputs = SavedOutputs(store, artifacts)
         launcher = Launcher(store, outbox, artifacts, self._sealer, clock, runs, outputs)
         async with anyio.create_task_group() as tasks:

@@ -1,6 +1,7 @@
 """One history: a world is made, lived in, struck, left in peace, and looked through."""
 
 import asyncio
+import gc
 import hashlib
 import logging
 import warnings
@@ -42,19 +43,19 @@ class History:
 
 def run_history(seed: int) -> History:
     """Live through the history of a seed. Takes no real time and touches nothing real."""
-    with sealed(), _quiet():
+    with sealed(), _quiet(), _no_collection():
         loop = VirtualLoop()
         world = World(seed, loop)
         loop.set_exception_handler(world.on_fault)
         record = Record()
-        asyncio.set_event_loop(None)
         try:
             loop.run_until_complete(_live_through(world, record))
         except Stuck as stuck:
             world.violated("faults", str(stuck))
         finally:
             world.told_to_the_end = True
-            _bury(loop, world)
+            loop.bury(world.processes)
+            loop.close()
     return History(
         seed, len(record.accepted), world.crashes, tuple(world.violations), tuple(world.lines)
     )
@@ -107,14 +108,6 @@ async def _strike(world: World, installation: Installation) -> None:
         installation.strike()
 
 
-def _bury(loop: VirtualLoop, world: World) -> None:
-    with warnings.catch_warnings():
-        # A task that was killed before its first step leaves a coroutine nobody awaited.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        loop.bury(world.processes)
-        loop.close()
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """What the product says of faults that were injected is not for the reader's eyes."""
@@ -124,3 +117,17 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """When garbage is collected depends on what was before; here it is once, at the end."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            # A task that died before its first step leaves a coroutine that nobody awaited.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
+        gc.enable()

@@ -4,9 +4,8 @@ import asyncio
 from typing import Final
 
 from spellq.events import BEGINNING, EventType, fold
-from spellq.lifecycle import Cause
 from spellq.ports import RunQuery, Store
-from spellq.runs import FINAL, MASTER_QUEUE, Run, Status
+from spellq.runs import FINAL, MASTER_QUEUE, Cause, Run, Status
 from spellq.wire import RunRequest
 from tests.simulation.clients import OWNER, Client, Record, right_answer
 from tests.simulation.installation import Installation, capacity

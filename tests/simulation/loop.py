@@ -1,15 +1,17 @@
 """An event loop whose time is virtual, and the processes that live in it.
 
-Nothing is ever waited for: when nobody can go on, time jumps to the next timer. Whatever a simulated
-process does runs in a context that names it, so that the loop can hold the process up (SIGSTOP) or
-never let it do anything again (SIGKILL): no `finally`, no answer, no cleanup.
+Nothing is ever waited for: when nobody can go on, time jumps to the next timer. Whatever a
+simulated process does runs in a context that names it, so that the loop can hold the process up
+(SIGSTOP) or never let it do anything again (SIGKILL): no `finally`, no answer, no cleanup.
 """
 
 import asyncio
 import contextvars
 import heapq
 import itertools
-from collections.abc import Callable, Coroutine
+import weakref
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final, NoReturn, TypeVar
 
 T = TypeVar("T")
@@ -85,6 +87,9 @@ class _Task(asyncio.Task[Any]):
 class VirtualLoop(asyncio.BaseEventLoop):
     """One history's time. It has no selector, no threads and no signals."""
 
+    _ready: deque[asyncio.Handle]
+    _asyncgens: "weakref.WeakSet[AsyncGenerator[Any, Any]]"
+
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
@@ -97,7 +102,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
-    def create_task(self, coro: Any, *, name: Any = None, context: Any = None) -> "asyncio.Task[Any]":  # type: ignore[override]
+    def create_task(
+        self, coro: Any, *, name: Any = None, context: Any = None
+    ) -> "asyncio.Task[Any]":
         task = _Task(coro, loop=self, name=name, context=context)
         task._number = next(self._numbers)
         self._tasks.append(task)
@@ -151,7 +158,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle = ready.popleft()
             if handle.cancelled():
                 continue
-            process = handle._context.get(_process)
+            process = handle._context.get(_process)  # type: ignore[attr-defined]
             if process is None or process.runs or self._burying:
                 handle._run()
             else:
@@ -188,5 +195,5 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not self.is_closed():
             self.call_soon(self.create_task, agen.aclose())
 
-    def run_in_executor(self, *_: object) -> NoReturn:  # type: ignore[override]
+    def run_in_executor(self, *_: object) -> NoReturn:
         raise AssertionError("there are no threads")

@@ -273,6 +273,7 @@ class SimExecutor:
                 SimExecution(self._machine, folder),
                 folder.marked,
                 folder.held or folder.exit is not None,
+                folder.exit,
             )
             for folder in self._machine.folders.values()
         ]

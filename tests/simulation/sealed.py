@@ -1,4 +1,4 @@
-"""While a history runs, the real world is out of reach: no file, socket, thread, process or pause."""
+"""While a history runs, the real world is out of reach: no file, socket, thread or process."""
 
 import sys
 from collections.abc import Iterator
@@ -34,6 +34,10 @@ def _is_of_an_import(path: object) -> bool:
     return isinstance(path, str) and (path.endswith(_SOURCES) or path in sys.path)
 
 
+def _number(scope: _asyncio.CancelScope) -> int:
+    return hash(scope._host_task)
+
+
 @contextmanager
 def sealed() -> Iterator[None]:
     """Forbid the real world; order what anyio cancels by its tasks' numbers.
@@ -45,7 +49,7 @@ def sealed() -> Iterator[None]:
         sys.addaudithook(_refuse)
         _installed = True
     usual = _asyncio.CancelScope.__hash__
-    _asyncio.CancelScope.__hash__ = lambda scope: hash(scope._host_task)  # type: ignore[method-assign, assignment]
+    _asyncio.CancelScope.__hash__ = _number  # type: ignore[method-assign, assignment]
     _sealed = True
     try:
         yield

@@ -1,9 +1,9 @@
-"""The store's engine and the artifacts of a simulated world: what they keep outlives every process."""
+"""The store's engine and the artifacts of a simulated world: they outlive every process."""
 
 import asyncio
 import hashlib
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeVar
 
@@ -180,5 +180,3 @@ class SimArtifacts:
 
     async def local_path(self, sha256: str) -> Path:
         raise AssertionError("no run here has files")
-
-
