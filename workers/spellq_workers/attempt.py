@@ -265,7 +265,7 @@ class Attempt:
         await self.look()
         self._ended = ended = await self._follow(execution)
         if await self._unless_killed(self._save(run, execution, ended)) is None:
-            await self._apply(End(self.attempt))
+            await self._apply(End(self.attempt, user_exit_code=_own_code(ended)))
         await execution.discard()
 
     async def _follow(self, execution: Execution) -> Exit:
@@ -375,15 +375,9 @@ class Attempt:
             await self._kill()
             await self._apply(End(self.attempt))
         elif self._ended is not None:
-            await self._keep_late_result(self._ended)
+            with suppress(Refused):
+                await self._apply(End(self.attempt, user_exit_code=_own_code(self._ended)))
         await self._discard()
-
-    async def _keep_late_result(self, ended: Exit) -> None:
-        """The run was given up; how its command ended, unless by our kill, is told all the same."""
-        if self._asked is Status.KILLING and ended.signal == SIGKILL:
-            return
-        with suppress(Refused):
-            await self._apply(End(self.attempt, user_exit_code=ended.code))
 
     async def _end_without_world(self, error: WorldError) -> None:
         await self._apply(
@@ -444,3 +438,8 @@ class Attempt:
                 _log.warning("run %s: %s; trying again", self.number, error)
                 await anyio.sleep(seconds)
         raise AssertionError("there is always a next try")
+
+
+def _own_code(ended: Exit) -> int | None:
+    """The exit code, unless a kill ended the command; a run that was given up keeps it."""
+    return None if ended.signal == SIGKILL else ended.code
