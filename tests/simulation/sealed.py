@@ -1,15 +1,17 @@
 """While a history runs, the real world is out of reach: no file, socket, thread or process."""
 
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, NoReturn
+from unittest.mock import patch
 
 from anyio._backends import _asyncio
 
 _FORBIDDEN: Final = (
-    "open", "os.", "socket.", "subprocess.", "time.sleep", "_thread.start_new_thread",
-    "shutil.", "tempfile.",
+    "open", "os.", "socket.", "subprocess.", "shutil.", "tempfile.",
 )  # fmt: skip
 _SOURCES: Final = (".py", ".pyc")
 
@@ -38,6 +40,10 @@ def _number(scope: _asyncio.CancelScope) -> int:
     return hash(scope._host_task)
 
 
+def _refuse_call(*arguments: object) -> NoReturn:
+    raise Unsealed(f"a thread or a pause: {arguments!r}")
+
+
 @contextmanager
 def sealed() -> Iterator[None]:
     """Forbid the real world; order what anyio cancels by its tasks' numbers.
@@ -48,11 +54,13 @@ def sealed() -> Iterator[None]:
     if not _installed:
         sys.addaudithook(_refuse)
         _installed = True
-    usual = _asyncio.CancelScope.__hash__
-    _asyncio.CancelScope.__hash__ = _number  # type: ignore[method-assign, assignment]
     _sealed = True
     try:
-        yield
+        with (
+            patch.object(_asyncio.CancelScope, "__hash__", _number),
+            patch.object(threading.Thread, "start", _refuse_call),
+            patch.object(time, "sleep", _refuse_call),
+        ):
+            yield
     finally:
         _sealed = False
-        _asyncio.CancelScope.__hash__ = usual  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ from typing import BinaryIO, NoReturn, TypeVar
 
 import msgspec
 
-from spellq.events import Event, fold
+from spellq.events import Event, EventType, fold
 from spellq.ports import StoreUnavailable
 from spellq.runs import LIFECYCLE, Run
 from spellq_brokers.embedded.entrylog import MemoryEntryLog
@@ -56,6 +56,8 @@ class Disk:
             f"run {event.run} v{event.version} {event.type} {event.status} "
             f"attempt {event.attempt} {event.cause or ''}"
         )
+        if before is not None and before.agent and event.type is EventType.RUN_LOST:
+            world.look_at_lost(event.run, before.agent)
         if before is not None and event.status is not before.status:
             if before.is_final:
                 world.violated(

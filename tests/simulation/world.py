@@ -8,9 +8,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, NoReturn, TypeVar
 
+from spellq.ports import LEASE_SECONDS
 from tests.simulation.loop import Process, VirtualLoop, current_process
 
 T = TypeVar("T")
+
+LEAST_SILENCE_SECONDS: Final = 2 * LEASE_SECONDS - 3.0
+"""A lease runs out up to 2 s early (it is renewed that often); then it is missed for as long."""
 
 _BEGINNING: Final = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -35,6 +39,7 @@ class World:
         self.processes: list[Process] = []
         self.crashes = 0
         self.starts: dict[int, int] = {}
+        self.incarnations: dict[str, Process] = {}
         self.faults_are_over = False
         self.told_to_the_end = False
         self._dies_after: dict[Process, int] = {}
@@ -62,6 +67,13 @@ class World:
         self.starts[number] = self.starts.get(number, 0) + 1
         if self.starts[number] > 1:
             self.violated("started_twice", f"run {number} is executed again")
+
+    def look_at_lost(self, number: int, agent: str) -> None:
+        """A run of the agent is given up for lost: it has to have been silent for long enough."""
+        process = self.incarnations.get(agent)
+        silent = process.silent_seconds() if process is not None else 0.0
+        if silent < LEAST_SILENCE_SECONDS:
+            self.violated("lost", f"run {number}: {agent} was called lost, silent for {silent} s")
 
     # Chance
 
