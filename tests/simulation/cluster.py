@@ -287,7 +287,7 @@ class Cluster:
 
     agents_may_be_lost = True
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, machines: int | None = None) -> None:
         self.gateways = Gateways(world)
         self.disk = Disk(world)
         self._world = world
@@ -300,7 +300,7 @@ class Cluster:
         self._lost_after_seconds = world.random.choice((0.0, 5.0, 50.0))
         self.machines = []
         self._agents = []
-        for number in range(world.random.choice((1, 2, 2, 3))):
+        for number in range(machines or world.random.choice((1, 2, 2, 3))):
             machine = SimMachine(world, f"machine {number}", {"cpu": world.random.choice((1, 2))})
             self.machines.append(machine)
             self._agents.append(self._agent(machine, number))

@@ -22,6 +22,7 @@ class Service:
         self._process: Process | None = None
         self._leave = asyncio.Event()
         self._lives = 0
+        self._next_away: float | None = None
 
     @property
     def lives(self) -> bool:
@@ -40,8 +41,9 @@ class Service:
         self._leave = asyncio.Event()
         process.spawn(self._serve(process))
 
-    def kill(self) -> None:
-        """SIGKILL."""
+    def kill(self, away_seconds: float | None = None) -> None:
+        """SIGKILL; it comes back after so long."""
+        self._next_away = away_seconds
         if self.lives and self._process is not None:
             self._world.tell(f"kill -9 {self._process.name}")
             self._world.crashes += 1
@@ -75,6 +77,8 @@ class Service:
     def _come_back(self) -> None:
         world = self._world
         wait = 0.1 if world.faults_are_over else world.moment(0.01, self._away_seconds)
+        if self._next_away is not None:
+            wait, self._next_away = self._next_away, None
         world.loop.call_later(wait, self.start)
 
     async def _serve(self, process: Process) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeVar
 
@@ -35,7 +35,11 @@ class Disk:
 
     async def every_run_ended(self) -> None:
         """Wait until there is no live run."""
-        await self._committed.until(lambda: all(run.is_final for run in self.runs.values()))
+        await self.until(lambda: all(run.is_final for run in self.runs.values()))
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until what was committed makes it so."""
+        await self._committed.until(holds)
 
     def commit(self, jobs: list[Job]) -> None:
         run_group(self.connection, jobs)
