@@ -1,6 +1,7 @@
 """The outbox: what is committed is published, whatever happens to its committer."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import anyio
 import pytest
@@ -14,8 +15,8 @@ from tests.clocks import HandClock
 
 
 @pytest.fixture
-async def store() -> AsyncIterator[Store]:
-    store = await SqliteStore.in_memory(HandClock())
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = await SqliteStore.open(tmp_path, HandClock())
     yield store
     await store.close()
 
