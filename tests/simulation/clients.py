@@ -21,6 +21,7 @@ from spellq.wire import EndedElsewhere, LogLine, Reached, RunRequest, ServerMess
 from tests.simulation.gateway import ConnectionCut, Door, Gateways
 from tests.simulation.loop import Process, current_process
 from tests.simulation.machine import Script
+from tests.simulation.store import Disk
 from tests.simulation.world import World
 
 T = TypeVar("T")
@@ -39,9 +40,12 @@ _line = msgspec.json.Decoder(LogLine)
 class Client:
     """One client; `world.random` says what it wants."""
 
-    def __init__(self, world: World, gateways: Gateways, record: "Record", name: str) -> None:
+    def __init__(
+        self, world: World, gateways: Gateways, record: "Record", disk: Disk, name: str
+    ) -> None:
         self._world = world
         self._gateways = gateways
+        self._disk = disk
         self._record = record
         self.name = name
 
@@ -168,7 +172,7 @@ class Client:
         requests = [self._request(None) for _ in range(world.random.choice((1, 1, 2, 3)))]
         endless = world.chance(0.1)
         if endless:
-            requests[0] = RunRequest(command=Script(seconds=_ENDLESS).command(), grace_seconds=1.0)
+            requests[0] = _endless_request(None)
         numbers = await self.launch(requests, f"{world.random.getrandbits(64):x}")
         async with asyncio.TaskGroup() as tasks:
             for number in numbers:
@@ -189,19 +193,23 @@ class Client:
 
     async def _workflow(self) -> None:
         world = self._world
-        script = Script(master=True)
+        endless = world.chance(0.3)
+        script = Script(master=True, endless=endless)
         workflow, master = await self.launch_workflow(
             RunRequest(command=script.command()), f"{world.random.getrandbits(64):x}"
         )
         async with asyncio.TaskGroup() as tasks:
             self._look_after(master, tasks)
-            if world.chance(0.3):
+            if endless or world.chance(0.2):
                 tasks.create_task(self._end_workflow(workflow))
 
-    async def as_master(self, workflow: int, command_id: str) -> int:
+    async def as_master(self, workflow: int, command_id: str, *, endless: bool) -> int:
         """What a master's script does: launch workers and wait for them; its exit code."""
+        requests = [self._request(workflow), self._request(workflow)]
+        if endless:
+            requests[0] = _endless_request(workflow)
         try:
-            numbers = await self.launch([self._request(workflow) for _ in range(2)], command_id)
+            numbers = await self.launch(requests, command_id)
         except Rejected:
             return 1
         async with asyncio.TaskGroup() as tasks:
@@ -247,9 +255,16 @@ class Client:
             command=script.command(),
             labels=("simulated",),
             workflow_id=workflow,
+            attached_resources=self._mounts(),
             timeout_minutes=random.choice((None, None, None, 0.1, 0.5)),
             grace_seconds=random.choice((0.0, 1.0, 5.0)),
         )
+
+    def _mounts(self) -> dict[str, str]:
+        saved = [run.id for run in self._disk.runs.values() if run.outputs]
+        if not saved or self._world.chance(0.7):
+            return {}
+        return {f"runs/{self._world.random.choice(saved)}": "/spell/input"}
 
 
 class Record:
@@ -262,6 +277,11 @@ class Record:
         self.logs: list[tuple[int, list[LogEntry]]] = []
         self.subscriptions: dict[str, list[tuple[int, int]]] = {}
         self.agents_may_be_lost = False
+
+
+def _endless_request(workflow: int | None) -> RunRequest:
+    script = Script(seconds=_ENDLESS)
+    return RunRequest(command=script.command(), workflow_id=workflow, grace_seconds=1.0)
 
 
 def right_answer(run: Run, statuses: tuple[Status, ...]) -> Reached | EndedElsewhere:

@@ -13,7 +13,6 @@ from spellq.outbox import Outbox
 from spellq.ports import Store
 from spellq.seal import Sealer
 from spellq_brokers.embedded import InProcessBus, SqliteStore
-from spellq_brokers.embedded.writer import InlineWriter
 from spellq_workers.agent import Agent, AgentSettings
 from tests.simulation.gateway import Door, Gateway, Gateways
 from tests.simulation.installation import (
@@ -40,6 +39,7 @@ class Embedded:
         self.machines = [SimMachine(world, "the machine", {"cpu": world.random.choice((1, 2, 3))})]
         self._daemon = Service(world, "daemon", self._live, away_seconds=120.0)
         self.services = [self._daemon]
+        self._serving: Store | None = None
         self._world = world
         self._machine = self.machines[0]
         self._artifacts = SimArtifacts(world)
@@ -54,8 +54,8 @@ class Embedded:
         await self.gateways.any()
 
     async def store(self) -> Store:
-        writer = InlineWriter(self.disk.connection)
-        return await SqliteStore.over(writer, self._machine.clock, self.disk.log)
+        assert self._serving is not None
+        return self._serving
 
     def strike(self) -> None:
         what = self._world.random.random()
@@ -92,6 +92,7 @@ class Embedded:
             await supervisor.refill()
             tasks.start_soon(supervisor.run)
             gateway = Gateway(world, process, Door(store, feed, launcher, runs))
+            self._serving = store
             self.gateways.add(gateway)
             world.tell(f"{process.name} serves")
             await leave.wait()

@@ -63,20 +63,20 @@ def run_history(seed: int) -> History:
 
 async def _live_through(world: World, record: Record) -> None:
     installation: Installation = Cluster(world) if world.chance(0.5) else Embedded(world)
-    gateways = installation.gateways
+    disk, gateways = installation.disk, installation.gateways
     record.agents_may_be_lost = installation.agents_may_be_lost
-    master = Client(world, gateways, record, "master")
+    master = Client(world, gateways, record, disk, "master")
 
-    async def as_master(number: int) -> int:
-        workflow = installation.disk.runs[number].workflow
+    async def as_master(number: int, *, endless: bool) -> int:
+        workflow = disk.runs[number].workflow
         assert workflow is not None
-        return await master.as_master(workflow, f"of master {number}")
+        return await master.as_master(workflow, f"of master {number}", endless=endless)
 
     for machine in installation.machines:
         machine.as_master = as_master
     await installation.start()
     clients = [
-        Client(world, gateways, record, f"client {number}")
+        Client(world, gateways, record, disk, f"client {number}")
         for number in range(world.random.randint(1, 2))
     ]
     reader = None
@@ -89,7 +89,7 @@ async def _live_through(world: World, record: Record) -> None:
     try:
         async with asyncio.timeout(PEACE_SECONDS):
             await lives
-            await installation.disk.every_run_ended()
+            await disk.every_run_ended()
     except TimeoutError:
         world.violated("waits_missed", "a client waits for ever, or a run never ends")
     except Exception as error:

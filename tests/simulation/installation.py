@@ -29,7 +29,7 @@ class Installation(Protocol):
         """Undo every fault; returns when clients are served."""
 
     async def store(self) -> Store:
-        """The store as it is, out of reach of every fault."""
+        """The store that serves now."""
 
     def strike(self) -> None:
         """Something bad happens."""

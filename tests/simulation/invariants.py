@@ -4,6 +4,7 @@ import asyncio
 from typing import Final
 
 from spellq.events import BEGINNING, fold
+from spellq.logs import LogEntry, status_line
 from spellq.ports import RunQuery, Store
 from spellq.runs import FINAL, MASTER_QUEUE, Cause, Run, Status
 from spellq.wire import RunRequest
@@ -12,6 +13,7 @@ from tests.simulation.installation import Installation, capacity
 from tests.simulation.machine import Folder, Script
 from tests.simulation.world import World
 
+_STATUS_LINES: Final = frozenset(filter(None, map(status_line, Status)))
 _PROBE_SECONDS: Final = 5.0
 _PROBE_PATIENCE: Final = 30.0
 _OUTBOX_PATIENCE: Final = 10.0
@@ -35,13 +37,16 @@ async def look_through(
     for run in runs.values():
         await _look_at_run(world, store, run, truth)
     _look_at_answers(world, record, runs)
-    await _look_at_logs(world, store, record, runs)
+    await _look_at_logs(world, store, record, runs, truth)
     await _look_at_the_event_log(world, store, record)
     if await store.unpublished(0):
         world.violated("faults", "something was never published")
     for machine in installation.machines:
         for folder in machine.folders.values():
             world.violated("faults", f"the world of run {folder.name} was not taken down")
+    leases = await store.agents()
+    if len(leases) != len(installation.machines):
+        world.violated("faults", f"{len(installation.machines)} agents hold {len(leases)} leases")
     owners = await store.owners()
     if owners and all(run.is_final for run in runs.values()):
         world.violated("faults", f"agents own runs that have ended: {owners}")
@@ -125,16 +130,19 @@ def _look_at_answers(world: World, record: Record, runs: dict[int, Run]) -> None
             world.violated("waits_missed", f"run {number} {statuses}: told {answer}, not {right}")
 
 
-async def _look_at_logs(world: World, store: Store, record: Record, runs: dict[int, Run]) -> None:
+async def _look_at_logs(
+    world: World, store: Store, record: Record, runs: dict[int, Run], truth: _Truth
+) -> None:
     logs = {}
     for run in runs.values():
         entries = logs[run.id] = await store.read(run.id, 0, 1_000_000)
-        said = [entry.raw_end for entry in entries if entry.raw_end is not None]
-        if said != sorted(set(said)):
-            world.violated("faults", f"run {run.id}: its output is doubled or out of order")
-        versions = [entry.version for entry in entries if entry.version is not None]
-        if versions != sorted(versions):
-            world.violated("faults", f"run {run.id}: its status lines are out of order")
+        told = [entry.log for entry in entries if entry.raw_end is not None]
+        folder = truth.executed(run.id)
+        said = [piece.text for piece in folder.said] if folder is not None else []
+        whole = run.status in (Status.COMPLETE, Status.STOPPED, Status.FAILED)
+        if told != said[: None if whole else len(told)]:
+            world.violated("faults", f"run {run.id} said {said}, its log {told}")
+        _look_at_status_lines(world, run, entries)
     for number, entries in record.logs:
         if number not in logs:
             continue
@@ -142,6 +150,25 @@ async def _look_at_logs(world: World, store: Store, record: Record, runs: dict[i
         # What a lost agent still adds comes after the end that its followers have seen.
         if entries != logs[number][: len(entries) if given_up else None]:
             world.violated("faults", f"a follower of run {number} read another log")
+
+
+def _look_at_status_lines(world: World, run: Run, entries: list[LogEntry]) -> None:
+    """Each step's lines are there, once and in order."""
+    announced = [
+        (then.version, status_line(then.status))
+        for then in run.history
+        if status_line(then.status) is not None
+    ]
+    told = [
+        (entry.version, entry.log)
+        for entry in entries
+        if entry.status_event and entry.log in _STATUS_LINES
+    ]
+    if told != announced:
+        world.violated("faults", f"run {run.id}: its log tells {told}, not {announced}")
+    ends = [entry for entry in entries if entry.log.startswith(f"Run {run.id} ")]
+    if run.is_final and len(ends) != 1:
+        world.violated("faults", f"run {run.id}: its end is told {len(ends)} times")
 
 
 async def _look_at_the_event_log(world: World, store: Store, record: Record) -> None:

@@ -6,10 +6,10 @@ is the truth the store's words are compared with.
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextvars import Context
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from msgspec import Struct, json
 
@@ -30,7 +30,7 @@ class Script(Struct, frozen=True, omit_defaults=True):
     """What a simulated command does. Times are in seconds.
 
     `lines` are the times between what it says. Asked to end, it does so after `heeds` seconds, or
-    (None) only when it is killed.
+    (None) only when it is killed. A `master` launches workers, with `endless` one without an end.
     """
 
     seconds: float = 0.0
@@ -39,6 +39,7 @@ class Script(Struct, frozen=True, omit_defaults=True):
     heeds: float | None = 0.0
     outputs: int = 0
     master: bool = False
+    endless: bool = False
 
     def command(self) -> str:
         return json.encode(self).decode()
@@ -92,7 +93,7 @@ class Folder:
         await asyncio.sleep(self.script.seconds)
         code = self.script.code
         if self.script.master:
-            code = await self._machine.as_master(self.run)
+            code = await self._machine.as_master(self.run, endless=self.script.endless)
         self.natural = True
         self._finish(code)
 
@@ -142,6 +143,12 @@ class Folder:
         self.changed.give()
 
 
+class AsMaster(Protocol):
+    """What a master's script does; returns its exit code."""
+
+    def __call__(self, number: int, *, endless: bool) -> Coroutine[Any, Any, int]: ...
+
+
 class SimMachine:
     """The durable part of a machine; agents come and go on it."""
 
@@ -155,7 +162,7 @@ class SimMachine:
         self.folders: dict[tuple[str, int, int], Folder] = {}
         self.starts: list[Folder] = []
         self.every_folder: list[Folder] = []
-        self.as_master: Callable[[int], Coroutine[Any, Any, int]]
+        self.as_master: AsMaster
         self.outside = Context()
 
     def note_start(self, folder: Folder) -> None:

@@ -28,7 +28,7 @@ class Story:
     def __init__(self, world: World) -> None:
         self.world = world
         self.cluster = Cluster(world, machines=1)
-        self.client = Client(world, self.cluster.gateways, Record(), "client")
+        self.client = Client(world, self.cluster.gateways, Record(), self.cluster.disk, "client")
         self.agent: Service = self.cluster.services[0]
 
     async def launch(self, script: Script) -> int:
