@@ -95,10 +95,11 @@ class Agent:
         own = Incarnation(self.info.id, self._machine.boot_id)
         await self._machine.remember((*before, own))
         async with anyio.create_task_group() as tasks:
-            adopted = await self._adopt(before, tasks)
-            await self._machine.remember((own,))
+            # Finding many runs takes its time: who owns them is heard of before.
             counter = await self._store.renew(self.info, LEASE_SECONDS)
             tasks.start_soon(self._renew, counter)
+            adopted = await self._adopt(before, tasks)
+            await self._machine.remember((own,))
             tasks.start_soon(self._listen_for_hints)
             tasks.start_soon(self._look_when_told, tasks)
             for queue, count in self.info.slots.items():
