@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import pytest
 
+from spellq.events import EventType
 from spellq.lifecycle import Kill
 from spellq.runs import FINAL, Cause, Run, Status
 from spellq.wire import RunRequest
@@ -13,7 +14,7 @@ from tests.simulation.clients import Client, Record
 from tests.simulation.cluster import ChaoticBus, Cluster
 from tests.simulation.gateway import Door
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.machine import Script
+from tests.simulation.machine import AgentsMachine, Script
 from tests.simulation.sealed import sealed
 from tests.simulation.service import Service
 from tests.simulation.world import World
@@ -111,6 +112,25 @@ def test_an_agent_that_was_stopped_for_long_kills_what_is_not_its_own_any_more()
         return it.cluster.disk.runs[number].status
 
     assert told(story) is Status.INTERRUPTED
+
+
+def test_an_agent_that_takes_long_to_find_its_runs_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seed 309: it owned a run again before it was heard of for the first time."""
+
+    async def remember_slowly(machine: AgentsMachine, incarnations: object) -> None:
+        await asyncio.sleep(50)
+
+    async def story(it: Story) -> list[str]:
+        number = await it.running(Script(seconds=300))
+        monkeypatch.setattr(AgentsMachine, "remember", remember_slowly)
+        it.agent.kill(away_seconds=1)
+        await it.ended(number)
+        events = await (await it.cluster.store()).history(number)
+        return [event.type for event in events]
+
+    assert EventType.RUN_LOST not in told(story)
 
 
 def test_a_kill_reaches_the_agent_though_its_gateway_dies_right_after_storing_it() -> None:
