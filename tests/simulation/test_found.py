@@ -1,7 +1,7 @@
 """Faults that the simulation found, each told as a story of its own in a calm world."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import pytest
@@ -10,6 +10,7 @@ from spellq.events import EventType
 from spellq.lifecycle import Kill
 from spellq.runs import FINAL, Cause, Run, Status
 from spellq.wire import RunRequest
+from spellq_workers.machine import Incarnation
 from tests.simulation.clients import Client, Record
 from tests.simulation.cluster import ChaoticBus, Cluster
 from tests.simulation.gateway import Door
@@ -119,12 +120,13 @@ def test_an_agent_that_takes_long_to_find_its_runs_is_not_lost(
 ) -> None:
     """Seed 309: it owned a run again before it was heard of for the first time."""
 
-    async def remember_slowly(machine: AgentsMachine, incarnations: object) -> None:
-        await asyncio.sleep(50)
+    async def forget_slowly(machine: AgentsMachine, incarnations: Sequence[Incarnation]) -> None:
+        if len(incarnations) == 1:
+            await asyncio.sleep(50)
 
     async def story(it: Story) -> list[str]:
         number = await it.running(Script(seconds=300))
-        monkeypatch.setattr(AgentsMachine, "remember", remember_slowly)
+        monkeypatch.setattr(AgentsMachine, "remember", forget_slowly)
         it.agent.kill(away_seconds=1)
         await it.ended(number)
         events = await (await it.cluster.store()).history(number)
