@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.simulation.clients import Client, Record
+from tests.simulation.client import Client, Record
 from tests.simulation.cluster import Cluster
 from tests.simulation.embedded import Embedded
 from tests.simulation.installation import Installation
 from tests.simulation.invariants import look_through
+from tests.simulation.lives import Life
 from tests.simulation.loop import Stuck, VirtualLoop
 from tests.simulation.sealed import sealed
 from tests.simulation.world import Violation, World
@@ -65,7 +66,7 @@ async def _live_through(world: World, record: Record) -> None:
     installation: Installation = Cluster(world) if world.chance(0.5) else Embedded(world)
     disk, gateways = installation.disk, installation.gateways
     record.agents_may_be_lost = installation.agents_may_be_lost
-    master = Client(world, gateways, record, disk, "master")
+    master = Life(world, Client(world, gateways, record, "master"), disk)
 
     async def as_master(number: int, *, endless: bool) -> int:
         workflow = disk.runs[number].workflow
@@ -76,13 +77,13 @@ async def _live_through(world: World, record: Record) -> None:
         machine.as_master = as_master
     await installation.start()
     clients = [
-        Client(world, gateways, record, disk, f"client {number}")
+        Client(world, gateways, record, f"client {number}")
         for number in range(world.random.randint(1, 2))
     ]
     reader = None
     if isinstance(installation, Embedded):
         reader = asyncio.get_running_loop().create_task(clients[0].subscribe())
-    lives = asyncio.gather(*(client.live() for client in clients))
+    lives = asyncio.gather(*(Life(world, client, disk).live() for client in clients))
     await _strike(world, installation)
     world.tell("the faults are over")
     await installation.leave_in_peace()

@@ -8,7 +8,7 @@ from spellq.logs import LogEntry, status_line
 from spellq.ports import RunQuery, Store
 from spellq.runs import FINAL, MASTER_QUEUE, Cause, Run, Status
 from spellq.wire import RunRequest
-from tests.simulation.clients import OWNER, Client, Record, right_answer
+from tests.simulation.client import OWNER, Client, Record, right_answer
 from tests.simulation.installation import Installation, capacity
 from tests.simulation.machine import Folder, Script
 from tests.simulation.world import World
@@ -33,6 +33,8 @@ async def look_through(
             world.violated("lost", f"run {number} was accepted and is not there")
         elif not runs[number].is_final:
             world.violated("lost", f"run {number} is still {runs[number].status}")
+    if len(runs) > record.asked_for:
+        world.violated("faults", f"{record.asked_for} runs were asked for, {len(runs)} are there")
     truth = _Truth(installation)
     for run in runs.values():
         await _look_at_run(world, store, run, truth)

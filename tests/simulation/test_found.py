@@ -11,8 +11,9 @@ from spellq.lifecycle import Kill
 from spellq.runs import FINAL, Cause, Run, Status
 from spellq.wire import RunRequest
 from spellq_workers.machine import Incarnation
-from tests.simulation.clients import Client, Record
-from tests.simulation.cluster import ChaoticBus, Cluster
+from tests.simulation.chaos import ChaoticBus
+from tests.simulation.client import Client, Record
+from tests.simulation.cluster import Cluster
 from tests.simulation.gateway import Door
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.machine import AgentsMachine, Script
@@ -30,7 +31,7 @@ class Story:
     def __init__(self, world: World) -> None:
         self.world = world
         self.cluster = Cluster(world, machines=1)
-        self.client = Client(world, self.cluster.gateways, Record(), self.cluster.disk, "client")
+        self.client = Client(world, self.cluster.gateways, Record(), "client")
         self.agent: Service = self.cluster.services[0]
 
     async def launch(self, script: Script) -> int:
@@ -156,7 +157,7 @@ def test_a_follower_of_a_log_reads_it_to_the_end_though_hints_are_lost(
     monkeypatch.setattr(ChaoticBus, "log_grew", lambda bus, number, length: None)
 
     async def story(it: Story) -> list[str]:
-        record = it.client._record
+        record = it.client.record
         number = await it.launch(Script(lines=(0.1, 0.1), seconds=5))
         await it.client.follow(number)
         return [entry.log for entry in record.logs[0][1]]
