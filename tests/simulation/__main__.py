@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from contextlib import suppress
 
 from tests.simulation.history import run_history
 from tests.simulation.runner import Summary, run_seeds, summary_of
@@ -28,16 +29,23 @@ def _replay(seed: int) -> Summary:
 
 
 def _live_many(first: int, count: int) -> Summary:
+    """Tells of each failure when it is found; interrupted, of what was lived through until then."""
     began = time.monotonic()
+    latest = Summary()
 
     def tell(summary: Summary) -> None:
+        nonlocal latest
+        for failure in summary.failures[len(latest.failures) :]:
+            print(f"\rseed {failure.seed}: {failure}", flush=True)
+        latest = summary
         rate = summary.histories / (time.monotonic() - began)
         text = f"{summary.histories}/{count}, {rate:.0f}/s, {len(summary.failures)} failed"
         print(f"\r{text}", end="", file=sys.stderr, flush=True)
 
-    summary = run_seeds(first, count, tell=tell)
+    with suppress(KeyboardInterrupt):
+        run_seeds(first, count, tell=tell)
     print(file=sys.stderr)
-    return summary
+    return latest
 
 
 if __name__ == "__main__":

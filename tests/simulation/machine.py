@@ -21,7 +21,6 @@ from spellq_workers.rawlog import Piece
 from tests.simulation.loop import Process
 from tests.simulation.world import Signal, SimClock, World
 
-MASTER: Final = "master"
 _TERM: Final = 143
 _KILL: Final = 137
 

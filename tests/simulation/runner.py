@@ -91,9 +91,13 @@ def run_seeds(
     total = Summary()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes or os.cpu_count(), context, _settle) as pool:
-        for done in pool.map(_run_chunk, chunks):
-            total += done
-            tell(total)
+        try:
+            for done in pool.map(_run_chunk, chunks):
+                total += done
+                tell(total)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return total
 
 
