@@ -69,7 +69,8 @@ class Runs:
 
         None that is launched meanwhile stays behind: the master's end is stored before the
         workers are listed, and whoever launches looks at the master once more after its runs are
-        stored (`end_late`). So a run is either in the list, or its launcher sees the end.
+        stored (`end_late`). So a run is either in the list, or its launcher sees the end; should
+        the launcher die over it, the agent that is offered the run does.
         """
         workflow, master = await self._workflow(number, owner)
         command = Kill(Cause.WORKFLOW) if kill else Stop(Cause.WORKFLOW)

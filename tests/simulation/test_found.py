@@ -8,11 +8,12 @@ import pytest
 
 from spellq.events import EventType
 from spellq.lifecycle import Kill
-from spellq.runs import FINAL, Cause, Run, Status
+from spellq.ports import NewRun
+from spellq.runs import FINAL, Cause, Run, RunSpec, Status
 from spellq.wire import RunRequest
 from spellq_workers.machine import Incarnation
 from tests.simulation.chaos import ChaoticBus
-from tests.simulation.client import Client, Record
+from tests.simulation.client import OWNER, Client, Record
 from tests.simulation.cluster import Cluster
 from tests.simulation.gateway import Door
 from tests.simulation.loop import VirtualLoop
@@ -146,6 +147,21 @@ def test_a_kill_reaches_the_agent_though_its_gateway_dies_right_after_storing_it
 
     async def store_only(door: Door, number: int) -> None:
         await door.store.apply(number, [Kill()])
+
+    assert told(story) is Status.KILLED
+
+
+def test_a_run_launched_into_a_workflow_that_ends_does_not_stay_behind() -> None:
+    """Seed 100225: its launcher died after storing it, before it looked at the master again."""
+
+    async def story(it: Story) -> Status:
+        master = RunRequest(command=Script(seconds=AGES).command())
+        workflow, managing_run = await it.client.launch_workflow(master, "master")
+        await it.client.wait(managing_run, (Status.RUNNING,))
+        await it.client.ask(lambda door: door.runs.end_workflow(workflow, OWNER, kill=True))
+        worker = NewRun(100, OWNER, RunSpec(Script(seconds=AGES).command()), workflow)
+        await it.client.ask(lambda door: door.store.create([worker]))
+        return (await it.ended(100)).status
 
     assert told(story) is Status.KILLED
 

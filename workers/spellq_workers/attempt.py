@@ -192,6 +192,9 @@ class Attempt:
 
     async def _claim(self, ticket: Ticket) -> tuple[Run | None, str | None]:
         run = await self._until_available(lambda: self._workshop.store.get(ticket.run))
+        if run is not None and await self._until_available(lambda: self._was_called_off(run)):
+            await self._apply(Stop(Cause.WORKFLOW))
+            return None, None
         token = None
         if run is not None and run.spec.master:
             token = make_master_token(ticket.run, ticket.attempt)
@@ -210,6 +213,17 @@ class Attempt:
         except Refused:
             return None, None
         return run, token
+
+    async def _was_called_off(self, run: Run) -> bool:
+        """Whether its workflow was ended while it was launched, and its launcher died over it."""
+        store = self._workshop.store
+        if run.spec.master or run.workflow is None:
+            return False
+        workflow = await store.get_workflow(run.workflow)
+        master = await store.get(workflow.managing_run) if workflow is not None else None
+        if master is None:
+            return False
+        return master.stop_requested or master.status in (Status.KILLING, Status.KILLED)
 
     async def _unless_killed(self, work: Coroutine[None, None, T]) -> T | None:
         """The work's result, or None when the run was killed meanwhile."""

@@ -33,6 +33,7 @@ T = TypeVar("T")
 _REMEMBERED_SECONDS: Final = 24 * 3600.0
 _EVENTS_KEPT_SECONDS: Final = 90 * 24 * 3600.0
 _ENDED_IN_MEMORY: Final = 4096
+_WORKFLOWS_IN_MEMORY: Final = 4096
 _TIDY_EVERY: Final = 1000
 _BLANK: Final = RunSpec(command="")
 
@@ -57,6 +58,7 @@ class SqliteStore:
         self._log = log
         self._live: dict[int, Run] = {}
         self._ended: OrderedDict[int, Run] = OrderedDict()
+        self._workflows: OrderedDict[int, Workflow] = OrderedDict()
         self._epoch = ""
         self._last_event = 0
         self._steps = 0
@@ -328,13 +330,23 @@ class SqliteStore:
         await self._writer.submit(step)
 
     async def get_workflow(self, number: int) -> Workflow | None:
+        """A workflow never changes: the latest that were asked for stay in memory."""
+        workflow = self._workflows.get(number)
+        if workflow is not None:
+            return workflow
+
         def query(connection: Any) -> Workflow | None:
             row = connection.execute(
                 "SELECT state FROM workflows WHERE number = ?", (number,)
             ).fetchone()
             return _decode_workflow(row[0]) if row else None
 
-        return await self._writer.read(query)
+        workflow = await self._writer.read(query)
+        if workflow is not None:
+            self._workflows[number] = workflow
+            if len(self._workflows) > _WORKFLOWS_IN_MEMORY:
+                self._workflows.popitem(last=False)
+        return workflow
 
     async def unpublished(self, older_than_seconds: float) -> list[Committed]:
         return self._outbox.older_than(older_than_seconds)
