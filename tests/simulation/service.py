@@ -36,7 +36,9 @@ class Service:
         self._process = process = self._world.process(f"{self.name}#{self._lives}")
         self._world.tell(f"{process.name} starts")
         if self._world.chance(0.5):
-            self._world.doom(process, int(self._world.moment(1, 400)))
+            shortly = self._world.chance(0.25)
+            points = self._world.moment(1, 10) if shortly else self._world.moment(8, 150)
+            self._world.doom(process, int(points))
         process.when_dead(self._come_back)
         self._leave = asyncio.Event()
         process.spawn(self._serve(process))

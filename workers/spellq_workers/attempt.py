@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
 from signal import SIGKILL
 from typing import Final, TypeVar
@@ -192,7 +193,7 @@ class Attempt:
 
     async def _claim(self, ticket: Ticket) -> tuple[Run | None, str | None]:
         run = await self._until_available(lambda: self._workshop.store.get(ticket.run))
-        if run is not None and await self._until_available(lambda: self._was_called_off(run)):
+        if run is not None and await self._until_available(partial(self._was_called_off, run)):
             await self._apply(Stop(Cause.WORKFLOW))
             return None, None
         token = None
