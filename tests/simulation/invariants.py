@@ -17,12 +17,15 @@ _STATUS_LINES: Final = frozenset(filter(None, map(status_line, Status)))
 _PROBE_SECONDS: Final = 5.0
 _PROBE_PATIENCE: Final = 30.0
 _OUTBOX_PATIENCE: Final = 10.0
+_SETTLING_SECONDS: Final = 30.0
+"""Until then the latest duplicate is there, and who was leaving has come back."""
 
 
 async def look_through(
     world: World, installation: Installation, record: Record, client: Client
 ) -> None:
     """Compare what the store says with what truly happened and what clients were told."""
+    await asyncio.sleep(_SETTLING_SECONDS)
     world.tell("the history is looked through")
     await _probe_every_slot(world, installation, client)
     await asyncio.sleep(_OUTBOX_PATIENCE)
