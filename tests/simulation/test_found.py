@@ -1,4 +1,7 @@
-"""Faults that the simulation found, each told as a story of its own in a calm world."""
+"""Faults that the simulation found, each told as a story of its own in a calm world.
+
+Seeds are those of the day a fault was found; a simulation that grows tells other histories by them.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
