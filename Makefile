@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-user test-faults lint bench setup clean help
+.PHONY: demo test test-user test-faults lint bench simulate simulate-long setup clean help
 
 help:
 	@echo "make demo   set up .venv and run examples/hello.py as a workflow"
 	@echo "make test   set up what the tests need; lint, types, layers, tests (as root: e2e twice)"
 	@echo "make test-faults   everything dies, at every point and at random (15 minutes)"
 	@echo "make lint   ruff, mypy --strict, import-linter"
+	@echo "make simulate SEED=n   replay one simulated history; simulate-long: 100,000 of them"
 	@echo "make bench  throughput and latency on this machine"
 	@echo "make clean  remove .venv and caches"
 
@@ -37,6 +38,12 @@ lint: $(VENV)/.tested
 bench: $(VENV)/.installed
 	$(BIN)/python -m tests.benchmarks.embedded
 	$(BIN)/python -m tests.benchmarks.logs
+
+simulate: $(VENV)/.tested
+	@$(BIN)/python -m tests.simulation $(or $(SEED),1)
+
+simulate-long: $(VENV)/.tested
+	@$(BIN)/python -m tests.simulation 1 --count 100000
 
 setup: $(VENV)/.tested
 

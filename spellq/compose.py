@@ -240,7 +240,7 @@ async def embedded_runtime(home: Path, offer: _Offer, url: str) -> AsyncIterator
             sealer,
             clock,
         )
-        runs = Runs(store, outbox, bus)
+        runs = Runs(store, outbox)
         outputs = SavedOutputs(store, artifacts)
         services = Services(
             store=store,

@@ -137,7 +137,7 @@ class RunStore(Protocol):
         """
 
     async def owners(self) -> list[str]:
-        """The agents that own a run which is not final."""
+        """The agents that own a run which is not final, sorted."""
 
     async def create_workflow(self, workflow: Workflow) -> None:
         """Write the workflow if it is absent."""
@@ -185,7 +185,10 @@ class Leases(Protocol):
     """Which agents are alive. Memory or a TTL key, never a durable row."""
 
     async def renew(self, agent: AgentInfo, lease_seconds: float) -> int:
-        """Hold the lease; returns the counter that grows when the agent shall look again."""
+        """Hold the lease; returns the counter that grows when the agent shall look again.
+
+        It has grown, too, when the lease had run out meanwhile.
+        """
 
     async def release(self, agent: str) -> None:
         """The agent leaves in good order."""
@@ -453,12 +456,13 @@ class Adopted(Struct, frozen=True):
     """An execution found again after a restart of the agent.
 
     `started`: its command was executed. Not `held`: no helper holds it and it left no journal, so
-    what has not started never will, and how it ended nobody can tell.
+    what has not started never will, and how it ended nobody can tell. `exit`: how it has ended.
     """
 
     execution: Execution
     started: bool
     held: bool = True
+    exit: Exit | None = None
 
 
 class Executor(Protocol):

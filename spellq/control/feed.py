@@ -36,12 +36,12 @@ class Feed:
         self._bus = bus
         self._clock = clock
         self._since: datetime = clock.now()
-        self._watchers: dict[int, set[Watcher]] = {}
+        self._watchers: dict[int, dict[Watcher, None]] = {}
         self._versions: OrderedDict[int, int] = OrderedDict()
         self._held: dict[int, dict[int, Event]] = {}
         self._recent = _Recent()
         self._grown = anyio.Event()
-        self._logs: dict[int, set[anyio.Event]] = {}
+        self._logs: dict[int, dict[anyio.Event, None]] = {}
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Read the bus until cancelled; started once what is published next will be seen."""
@@ -59,8 +59,11 @@ class Feed:
         async with self._bus.log_lengths() as lengths:
             task_status.started()
             async for number, _ in lengths:
-                for event in self._logs.get(number, ()):
-                    event.set()
+                self._wake_followers(number)
+
+    def _wake_followers(self, number: int) -> None:
+        for event in self._logs.get(number, ()):
+            event.set()
 
     # Watching one run
 
@@ -69,12 +72,12 @@ class Feed:
 
         Watch first, then read the run: nothing falls between.
         """
-        self._watchers.setdefault(number, set()).add(watcher)
+        self._watchers.setdefault(number, {})[watcher] = None
 
     def remove_watcher(self, number: int, watcher: Watcher) -> None:
         watchers = self._watchers.get(number)
         if watchers is not None:
-            watchers.discard(watcher)
+            watchers.pop(watcher, None)
             if not watchers:
                 del self._watchers[number]
 
@@ -82,14 +85,17 @@ class Feed:
 
     @contextmanager
     def log_growth(self, number: int) -> Iterator[anyio.Event]:
-        """An event that is set when the run's log grows. Ask for it first, then read the log."""
+        """An event that is set when the run's log grows. Ask for it first, then read the log.
+
+        Hints of growth may be lost; at the latest the run's next event sets it.
+        """
         event = anyio.Event()
-        waiting = self._logs.setdefault(number, set())
-        waiting.add(event)
+        waiting = self._logs.setdefault(number, {})
+        waiting[event] = None
         try:
             yield event
         finally:
-            waiting.discard(event)
+            del waiting[event]
             if not waiting and self._logs.get(number) is waiting:
                 del self._logs[number]
 
@@ -194,6 +200,7 @@ class Feed:
         self._recent.add(event)
         for watcher in tuple(self._watchers.get(event.run, ())):
             watcher(event)
+        self._wake_followers(event.run)
 
     def _tell(self) -> None:
         grown, self._grown = self._grown, anyio.Event()
@@ -214,6 +221,7 @@ class _Recent:
 
     def begin(self, head: Cursor) -> None:
         self.newest = head
+        self._places[head] = self.end
 
     @property
     def end(self) -> int:
@@ -235,8 +243,6 @@ class _Recent:
 
     def place_after(self, cursor: Cursor) -> int | None:
         """The place of the first event after a cursor, or None where only the log knows."""
-        if cursor == self.newest and cursor not in self._places:
-            return self.end
         return self._places.get(cursor)
 
     def page(self, place: int) -> Sequence[Logged] | None:

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final
 
+import anyio
+
 from spellq.control.errors import Rejected
 from spellq.control.outputs import Saved, SavedOutputs
 from spellq.control.runs import Runs, check_grace, check_labels
@@ -22,6 +24,8 @@ MAX_ARGUMENT_BYTES: Final = 128 * 1024 - 1
 MAX_ENVIRONMENT_BYTES: Final = 1024 * 1024
 MAX_DESCRIPTION_CHARACTERS: Final = 10_000
 MAX_MOUNTS: Final = 1_000
+HEARD_AGAIN_SECONDS: Final = 3.0
+"""An agent that lives is heard within that time; it renews its lease every 2 s."""
 
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -135,8 +139,7 @@ class Launcher:
         key = machine_type_key(name)
         if key == MASTER_QUEUE:
             raise Rejected(f"{name!r} is no machine type: those slots are for master runs.")
-        served = {kind for agent in await self._store.agents() for kind in agent.slots}
-        known = sorted(served - {MASTER_QUEUE})
+        known = sorted(await self._served() - {MASTER_QUEUE})
         if key in known:
             return
         near = get_close_matches(key, known, n=1, cutoff=0.5)
@@ -147,13 +150,23 @@ class Launcher:
         )
 
     async def _check_masters_are_served(self) -> None:
-        for agent in await self._store.agents():
-            if agent.slots.get(MASTER_QUEUE):
-                return
-        raise Rejected(
-            "No slots for master runs are served here. Have some with SPELLQ_MASTER_SLOTS=16, "
-            "then: spellq down; spellq up"
-        )
+        if MASTER_QUEUE not in await self._served():
+            raise Rejected(
+                "No slots for master runs are served here. Have some with SPELLQ_MASTER_SLOTS=16, "
+                "then: spellq down; spellq up"
+            )
+
+    async def _served(self) -> set[str]:
+        """The queues that have slots.
+
+        Where nobody at all is heard, agents may just have been stopped for a while, as this process
+        may: who lives is heard again within a heartbeat.
+        """
+        agents = await self._store.agents()
+        if not agents:
+            await anyio.sleep(HEARD_AGAIN_SECONDS)
+            agents = await self._store.agents()
+        return {queue for agent in agents for queue, count in agent.slots.items() if count}
 
     async def _mounts(self, resources: dict[str, str], sees: str | None) -> tuple[Mount, ...]:
         if len(resources) > MAX_MOUNTS:

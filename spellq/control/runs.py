@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from spellq.control.errors import Conflict, NotFound, Rejected
 from spellq.lifecycle import Command, Kill, Label, Refused, Stop
 from spellq.outbox import Outbox
-from spellq.ports import AgentInfo, Bus, RunQuery, Store, UnknownRun
+from spellq.ports import AgentInfo, RunQuery, Store, UnknownRun
 from spellq.runs import MAX_NUMBER, WAITING, Cause, Run, Status, Workflow
 
 MAX_LABELS: Final = 100
@@ -19,10 +19,9 @@ MAX_GRACE_SECONDS: Final = 86_400
 class Runs:
     """The commands a caller may give. `owner` None is an admin, who sees everybody's."""
 
-    def __init__(self, store: Store, outbox: Outbox, bus: Bus) -> None:
+    def __init__(self, store: Store, outbox: Outbox) -> None:
         self._store = store
         self._outbox = outbox
-        self._bus = bus
 
     async def get(self, number: int, owner: str | None) -> Run:
         """
@@ -112,7 +111,8 @@ class Runs:
 
         None that is launched meanwhile stays behind: the master's end is stored before the
         workers are listed, and whoever launches looks at the master once more after its runs are
-        stored (`end_late`). So a run is either in the list, or its launcher sees the end.
+        stored (`end_late`). So a run is either in the list, or its launcher sees the end; should
+        the launcher die over it, the agent that is offered the run does.
         """
         workflow, master = await self._workflow(number, owner)
         if not master.is_final:
@@ -166,11 +166,7 @@ class Runs:
             committed = await self._outbox.apply(number, command)
         except Refused as refusal:
             return refusal.run, False
-        run = committed.run
-        if committed.logged and run.agent is not None and not run.is_final:
-            await self._store.nudge(run.agent)
-            await self._bus.hint(run.agent)
-        return run, bool(committed.logged)
+        return committed.run, bool(committed.logged)
 
 
 def _explained(run: Run, agents: Sequence[AgentInfo]) -> Run:

@@ -6,6 +6,7 @@ looks all the same, as a net.
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import anyio
@@ -84,39 +85,31 @@ class Supervisor:
         now = self._clock.now()
         numbers, next_at = await self._store.due(now)
         for number in numbers:
-            await self._expire(number)
+            await self._apply(number, Expire())
         if next_at is None:
             return NET_SECONDS
         return min(NET_SECONDS, max(0.0, (next_at - self._clock.now()).total_seconds()))
 
-    async def _expire(self, number: int) -> None:
-        run = await self._apply(number, Expire())
-        if run is not None and run.agent is not None and not run.is_final:
-            await self._store.nudge(run.agent)
-            await self._bus.hint(run.agent)
-
     async def _look_for_lost_agents(self) -> None:
         """An agent is lost when it was silent for a whole lease in which we could have heard it."""
         heard = {agent.id for agent in await self._store.agents()}
-        owners = set(await self._store.owners())
+        owners = await self._store.owners()
         now = self._clock.monotonic()
-        for agent in owners & heard:
-            if self._silent_since.pop(agent, None) is not None:
+        for agent in owners:
+            if agent not in heard:
+                since = self._silent_since.setdefault(agent, now)
+                if now - since >= LEASE_SECONDS:
+                    for run in await self._runs_of(agent):
+                        await self._apply(run.id, Lose(agent, self._lost_after_seconds))
+            elif self._silent_since.pop(agent, None) is not None:
                 for run in await self._runs_of(agent):
                     await self._apply(run.id, Find(run.attempt, agent))
-        for agent in owners - heard:
-            since = self._silent_since.setdefault(agent, now)
-            if now - since >= LEASE_SECONDS:
-                for run in await self._runs_of(agent):
-                    await self._apply(run.id, Lose(agent, self._lost_after_seconds))
-        for agent in set(self._silent_since) - owners:
+        for agent in set(self._silent_since).difference(owners):
             del self._silent_since[agent]
 
     async def _runs_of(self, agent: str) -> Sequence[Run]:
         return await self._store.find(RunQuery(limit=None, agent=agent))
 
-    async def _apply(self, number: int, command: Command) -> Run | None:
-        try:
-            return (await self._outbox.apply(number, command)).run
-        except (Refused, UnknownRun):
-            return None
+    async def _apply(self, number: int, command: Command) -> None:
+        with suppress(Refused, UnknownRun):
+            await self._outbox.apply(number, command)

@@ -57,6 +57,28 @@ async def test_what_a_failed_consumer_had_not_acknowledged_is_offered_again(bus:
     assert (await take(bus, "cpu")).ticket == TICKETS[0]
 
 
+async def test_consumers_that_leave_together_give_their_tickets_back(bus: Bus) -> None:
+    """One that leaves puts its ticket back while the other, leaving too, still waits."""
+    await bus.offer(TICKETS[:1])
+    taken = asyncio.Event()
+
+    async def hold() -> None:
+        async with bus.consume("cpu") as source:
+            await source.take()
+            taken.set()
+            await asyncio.Event().wait()
+
+    holding = asyncio.create_task(hold())
+    await taken.wait()
+    waiting = asyncio.create_task(take(bus, "cpu"))
+    await asyncio.sleep(0)
+    holding.cancel()
+    waiting.cancel()
+    results = await asyncio.gather(holding, waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+    assert (await take(bus, "cpu")).ticket == TICKETS[0]
+
+
 async def test_a_delivery_can_be_acknowledged_after_its_consumer_left(bus: Bus) -> None:
     await bus.offer(TICKETS[:2])
     async with bus.consume("cpu") as source:

@@ -80,6 +80,16 @@ async def test_the_renewals_answer_tells_that_something_is_wanted(store: Store) 
     assert await store.renew(AGENT, 10) != before
 
 
+async def test_the_renewals_answer_tells_that_the_lease_had_run_out(
+    store: Store, clock: HandClock
+) -> None:
+    """Nobody could tell the agent anything meanwhile: it has to look for itself."""
+    before = await store.renew(AGENT, 10)
+    clock.pass_seconds(11)
+    assert await store.agents() == []
+    assert await store.renew(AGENT, 10) != before
+
+
 async def test_tokens_are_known_by_their_hash(store: Store, clock: HandClock) -> None:
     token = Token("ada", "laptop", "admin", clock.now())
     await store.put_token("ab" * 32, token)

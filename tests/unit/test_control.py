@@ -1,10 +1,12 @@
 """Launching and ending, in one process and without an agent: what comes in between."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from spellq.control import launch
 from spellq.control.errors import Conflict, NotFound, Rejected
 from spellq.control.launch import Launcher
 from spellq.control.outputs import SavedOutputs
@@ -29,7 +31,7 @@ class World:
         self.artifacts = artifacts
         bus = InProcessBus()
         self.outbox = Outbox(store, bus)
-        self.runs = Runs(store, self.outbox, bus)
+        self.runs = Runs(store, self.outbox)
         self.outputs = SavedOutputs(store, artifacts, entries=100)
         self.launcher = Launcher(
             store, self.outbox, artifacts, Sealer(bytes(32)), clock, self.runs, self.outputs
@@ -129,6 +131,19 @@ async def test_masters_are_no_machine_type(world: World) -> None:
         await world.launch(machine_type="Masters")
     with pytest.raises(Rejected, match=r"Served here: cpu\. Serve it with"):
         await world.launch(machine_type="k80")
+
+
+async def test_an_agent_that_was_stopped_for_a_while_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon was stopped with its agent in it; a client is there before the next heartbeat."""
+    monkeypatch.setattr(launch, "HEARD_AGAIN_SECONDS", 0.01)
+    world.clock.pass_seconds(60)
+    assert await world.store.agents() == []
+    launching = asyncio.create_task(world.launch())
+    await asyncio.sleep(0)
+    await world.serve(cpu=1)
+    assert (await launching).status is Status.MACHINE_REQUESTED
 
 
 async def test_a_workflow_wants_a_slot_for_masters(world: World) -> None:

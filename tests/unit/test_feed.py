@@ -10,7 +10,7 @@ from anyio.abc import TaskStatus
 
 from spellq.control.feed import Feed
 from spellq.events import Event, EventFilter, Logged
-from spellq.lifecycle import Advance, Claim, End
+from spellq.lifecycle import Advance, Claim, End, Label
 from spellq.ports import Committed, NewRun
 from spellq.runs import RunSpec, Status
 from spellq_brokers.embedded import InProcessBus, SqliteStore
@@ -179,6 +179,30 @@ async def test_a_reader_without_a_cursor_begins_now(world: World) -> None:
         await asyncio.sleep(0)
         await world.bus.publish(await world.whole_run())
         assert await reading == [(2, 1)]
+
+
+async def test_a_reader_that_comes_back_at_once_misses_nothing_read_from_a_history(
+    world: World,
+) -> None:
+    """The cursor stands still at an event of a run that had ended before there was this feed."""
+    steps = await world.whole_run()
+    await world.bus.publish(steps)
+    clock = HandClock()
+    clock.pass_seconds(1)
+    feed = Feed(world.store, world.bus, clock)
+    running = asyncio.create_task(feed.run(task_status=(started := Started())))
+    await started.event.wait()
+    cursor = feed.newest
+    async with contextlib.aclosing(feed.events(EventFilter(), cursor)) as events:
+        reading = asyncio.create_task(first(events, 1))
+        await asyncio.sleep(0)
+        await world.bus.publish([await world.store.apply(1, [Label(add=("late",))])])
+        assert await reading == [(1, 7)]
+    async with contextlib.aclosing(feed.events(EventFilter(), cursor)) as events:
+        assert await first(events, 1) == [(1, 7)]
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
 
 
 async def test_filters(world: World) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from spellq.control.feed import Feed
 from spellq.control.supervisor import LOST_AFTER_SECONDS, Supervisor
-from spellq.lifecycle import Advance, Claim, Command
+from spellq.lifecycle import Advance, Claim, Command, Kill
 from spellq.outbox import Outbox
 from spellq.ports import LEASE_SECONDS, AgentInfo, NewRun, Ticket
 from spellq.runs import Cause, Run, RunSpec, Status
@@ -115,6 +115,16 @@ async def test_what_its_committer_did_not_publish_is_published(world: World) -> 
         assert [entry.run.id for entry in await anext(heard)] == [number]
     assert await world.next_ticket() == Ticket(number, 1, "cpu")
     assert await world.store.unpublished(0) == []
+
+
+async def test_an_agent_is_told_of_what_its_committer_did_not_tell(world: World) -> None:
+    number = await world.run(CLAIM, RUNNING)
+    before = await world.store.renew(AGENT, 1000)
+    await world.store.apply(number, [Kill()])
+    async with world.bus.hints(AGENT.id) as hints:
+        await world.look_after(2)
+        await anext(hints)
+    assert await world.store.renew(AGENT, 1000) != before
 
 
 async def test_after_a_restart_every_waiting_run_is_offered_again(world: World) -> None:

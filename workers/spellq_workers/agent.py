@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from msgspec import Struct
 from msgspec.structs import replace
 
-from spellq.lifecycle import Find, Refused
+from spellq.lifecycle import End, Find, Refused
 from spellq.outbox import Outbox
 from spellq.ports import (
     LEASE_SECONDS,
@@ -80,7 +80,7 @@ class Agent:
             slots={**settings.slots, MASTER_QUEUE: settings.master_slots},
             version=__version__,
         )
-        self._attempts: set[Attempt] = set()
+        self._attempts: list[Attempt] = []
         self._told = anyio.Event()
         self._workshop = Workshop(
             agent=self.info.id,
@@ -100,11 +100,12 @@ class Agent:
         own = Incarnation(self.info.id, self._machine.boot_id)
         await self._machine.remember((*before, own))
         async with anyio.create_task_group() as tasks:
-            adopted = await self._adopt(before, tasks)
-            await self._machine.remember((own,))
             self._see_what_lacks()
+            # Finding many runs takes its time: who owns them is heard of before.
             counter = await self._store.renew(self.info, LEASE_SECONDS)
             tasks.start_soon(self._renew, counter)
+            adopted = await self._adopt(before, tasks)
+            await self._machine.remember((own,))
             tasks.start_soon(self._listen_for_hints)
             tasks.start_soon(self._look_when_told, tasks)
             for queue, count in self.info.slots.items():
@@ -165,11 +166,11 @@ class Agent:
     @contextmanager
     def _holding(self, attempt: Attempt) -> Iterator[None]:
         """While an attempt is under way, it is looked after."""
-        self._attempts.add(attempt)
+        self._attempts.append(attempt)
         try:
             yield
         finally:
-            self._attempts.discard(attempt)
+            self._attempts.remove(attempt)
 
     # What is wanted of the runs
 
@@ -226,8 +227,7 @@ class Agent:
             execution = adopted.execution
             run = await self._found(execution)
             if run is None:
-                await execution.kill()
-                await execution.discard()
+                await self._drop(adopted)
                 continue
             attempt = Attempt(self._workshop, execution.slot, run.id, run.attempt, loss=loss)
             attempts[execution.slot] = attempt
@@ -236,6 +236,16 @@ class Agent:
             for run in await self._store.find(RunQuery(limit=None, agent=earlier.agent)):
                 await self._outbox.apply(run.id, command_for_lost(run, loss))
         return attempts
+
+    async def _drop(self, adopted: Adopted) -> None:
+        """The run has ended without this execution, or is another attempt; a result is kept."""
+        execution = adopted.execution
+        if adopted.exit is not None:
+            with suppress(Refused, UnknownRun):
+                late = End(execution.attempt, user_exit_code=adopted.exit.code)
+                await self._outbox.apply(execution.run, late)
+        await execution.kill()
+        await execution.discard()
 
     async def _found(self, execution: Execution) -> Run | None:
         """The run of an execution, ours again; None when it has ended or is another attempt."""

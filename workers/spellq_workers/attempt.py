@@ -7,8 +7,11 @@ on where this one was (`resume`).
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, repeat
+from signal import SIGKILL
 from typing import Final, TypeVar
 
 import anyio
@@ -105,8 +108,8 @@ class Attempt:
         self._status = Status.BUILDING
         self._asked: Status | None = None
         self._grace_asked = math.inf
+        self._ended: Exit | None = None
         self._raw_start = 0
-        self._exit_code: int | None = None
 
     async def carry_out(self, ticket: Ticket) -> None:
         """Claim the run and see it to its end; a run that does not want it (any more) is left."""
@@ -124,7 +127,7 @@ class Attempt:
 
         A stop with a shorter grace is another thing.
         """
-        run = await self._workshop.store.get(self.number)
+        run = await self._until_available(lambda: self._workshop.store.get(self.number))
         if run is None or self.done.is_set():
             return
         fenced = run.is_final or run.attempt != self.attempt
@@ -150,13 +153,9 @@ class Attempt:
         """Whatever happens to the work, the run comes to an end and the agent goes on."""
         try:
             try:
-                await work
+                await self._with_its_ending(work)
             except Refused as refusal:
                 await self._give_up(refusal)
-            except ExecutionLost:
-                await self._lost()
-            except WorldError as error:
-                await self._end_without_world(error)
             except Exception as error:
                 await self._fault(error)
         except Exception:
@@ -164,6 +163,14 @@ class Attempt:
         finally:
             self.claimed.set()
             self.done.set()
+
+    async def _with_its_ending(self, work: Coroutine[None, None, None]) -> None:
+        try:
+            await work
+        except ExecutionLost:
+            await self._lost()
+        except WorldError as error:
+            await self._end_without_world(error)
 
     # From claim to end
 
@@ -197,6 +204,9 @@ class Attempt:
 
     async def _claim(self, ticket: Ticket) -> tuple[Run | None, str | None]:
         run = await self._until_available(lambda: self._workshop.store.get(ticket.run))
+        if run is not None and await self._until_available(partial(self._was_called_off, run)):
+            await self._apply(Stop(Cause.WORKFLOW))
+            return None, None
         token = None
         if run is not None and run.spec.master:
             token = make_master_token(ticket.run, ticket.attempt)
@@ -215,6 +225,17 @@ class Attempt:
         except Refused:
             return None, None
         return run, token
+
+    async def _was_called_off(self, run: Run) -> bool:
+        """Whether its workflow was ended while it was launched, and its launcher died over it."""
+        store = self._workshop.store
+        if run.spec.master or run.workflow is None:
+            return False
+        workflow = await store.get_workflow(run.workflow)
+        master = await store.get(workflow.managing_run) if workflow is not None else None
+        if master is None:
+            return False
+        return master.stop_requested or master.status in (Status.KILLING, Status.KILLED)
 
     async def _unless_killed(self, work: Coroutine[None, None, T]) -> T | None:
         """The work's result, or None when the run was killed meanwhile."""
@@ -268,10 +289,9 @@ class Attempt:
 
     async def _see_to_the_end(self, run: Run, execution: Execution) -> None:
         await self.look()
-        ended = await self._follow(execution)
-        self._exit_code = ended.code
+        self._ended = ended = await self._follow(execution)
         if await self._unless_killed(self._save(run, execution, ended)) is None:
-            await self._apply(End(self.attempt))
+            await self._apply(End(self.attempt, user_exit_code=_own_code(ended)))
         await execution.discard()
 
     async def _follow(self, execution: Execution) -> Exit:
@@ -394,6 +414,9 @@ class Attempt:
         if run.status is Status.KILLING and run.attempt == self.attempt:
             await self._kill()
             await self._apply(End(self.attempt))
+        elif self._ended is not None:
+            with suppress(Refused):
+                await self._apply(End(self.attempt, user_exit_code=_own_code(self._ended)))
         await self._discard()
 
     async def _end_without_world(self, error: WorldError) -> None:
@@ -418,7 +441,7 @@ class Attempt:
                 End(
                     self.attempt,
                     status=Status.FAILED,
-                    user_exit_code=self._exit_code,
+                    user_exit_code=self._ended.code if self._ended else None,
                     cause=Cause.WORLD,
                     reason=f"An internal error of spellq: {error!r}",
                 )
@@ -461,3 +484,8 @@ class Attempt:
 def _is_without_threads(error: RuntimeError) -> bool:
     """Python has no type of its own for it."""
     return "can't start new thread" in str(error)
+
+
+def _own_code(ended: Exit) -> int | None:
+    """The exit code, unless a kill ended the command; a run that was given up keeps it."""
+    return None if ended.signal == SIGKILL else ended.code

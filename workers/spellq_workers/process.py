@@ -155,7 +155,7 @@ class ProcessExecution:
             self._started = started or self._exit is not None
 
     def adopted(self, *, held: bool) -> Adopted:
-        return Adopted(self, self._started, held or self._exit is not None)
+        return Adopted(self, self._started, held or self._exit is not None, self._exit)
 
     async def _ask(self, verb: str, **values: float) -> Message:
         if self._link is None:

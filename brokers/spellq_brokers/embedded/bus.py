@@ -21,9 +21,9 @@ class InProcessBus:
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
-        self._listeners: set[_Mailbox[Committed]] = set()
-        self._log_readers: set[_Lengths] = set()
-        self._agents: dict[str, set[asyncio.Event]] = {}
+        self._listeners: list[_Mailbox[Committed]] = []
+        self._log_readers: list[_Lengths] = []
+        self._agents: dict[str, list[asyncio.Event]] = {}
 
     async def publish(self, committed: Sequence[Committed]) -> None:
         for listener in self._listeners:
@@ -45,11 +45,11 @@ class InProcessBus:
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[AsyncIterator[Sequence[Committed]]]:
         mailbox: _Mailbox[Committed] = _Mailbox()
-        self._listeners.add(mailbox)
+        self._listeners.append(mailbox)
         try:
             yield mailbox.batches()
         finally:
-            self._listeners.discard(mailbox)
+            self._listeners.remove(mailbox)
 
     def log_grew(self, number: int, length: int) -> None:
         for reader in self._log_readers:
@@ -58,11 +58,11 @@ class InProcessBus:
     @asynccontextmanager
     async def log_lengths(self) -> AsyncIterator[AsyncIterator[tuple[int, int]]]:
         reader = _Lengths()
-        self._log_readers.add(reader)
+        self._log_readers.append(reader)
         try:
             yield reader.items()
         finally:
-            self._log_readers.discard(reader)
+            self._log_readers.remove(reader)
 
     async def hint(self, agent: str) -> None:
         for event in self._agents.get(agent, ()):
@@ -71,7 +71,7 @@ class InProcessBus:
     @asynccontextmanager
     async def hints(self, agent: str) -> AsyncIterator[AsyncIterator[None]]:
         event = asyncio.Event()
-        self._agents.setdefault(agent, set()).add(event)
+        self._agents.setdefault(agent, []).append(event)
 
         async def items() -> AsyncIterator[None]:
             while True:
@@ -82,7 +82,7 @@ class InProcessBus:
         try:
             yield items()
         finally:
-            self._agents[agent].discard(event)
+            self._agents[agent].remove(event)
 
     def _queue(self, name: str) -> "_Queue":
         return self._queues.setdefault(name, _Queue())
@@ -133,7 +133,7 @@ class _Source:
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
                 self._queue.put(future.result(), front=True)
-            else:
+            elif future in self._queue.waiting:
                 self._queue.waiting.remove(future)
             raise
 

@@ -34,6 +34,7 @@ T = TypeVar("T")
 _REMEMBERED_SECONDS: Final = 24 * 3600.0
 _EVENTS_KEPT_SECONDS: Final = 90 * 24 * 3600.0
 _ENDED_IN_MEMORY: Final = 4096
+_WORKFLOWS_IN_MEMORY: Final = 4096
 _TIDY_EVERY: Final = 1000
 _BLANK: Final = RunSpec(command="")
 
@@ -52,18 +53,20 @@ class SqliteStore:
     Leases and the outbox live in memory: whoever would miss what they hold dies with this process.
     """
 
-    def __init__(self, writer: Writer, clock: Clock, log: EntryLog | None = None) -> None:
+    def __init__(self, writer: Writer, clock: Clock, log: EntryLog) -> None:
         self._writer = writer
         self._clock = clock
-        self._log = log or MemoryEntryLog()
+        self._log = log
         self._live: dict[int, Run] = {}
         self._ended: OrderedDict[int, Run] = OrderedDict()
+        self._workflows: OrderedDict[int, Workflow] = OrderedDict()
         self._epoch = ""
         self._last_event = 0
         self._steps = 0
         self._outbox = MemoryOutbox(clock)
         self._leases: dict[str, tuple[AgentInfo, float]] = {}
-        self._nudges: dict[str, int] = {}
+        self._counters: dict[str, int] = {}
+        self._nudges = 0
 
     @classmethod
     async def open(cls, home: Path, clock: Clock) -> "SqliteStore":
@@ -77,18 +80,25 @@ class SqliteStore:
         writing = await to_thread.run_sync(connect)
         reading = await to_thread.run_sync(connect)
         log = FileEntryLog(home / "logs", lambda number: _step_lines(writing, number))
-        return await cls(ThreadWriter(writing, reading), clock, log)._start()
+        return await cls.over(ThreadWriter(writing, reading), clock, log)
 
     @classmethod
     async def in_memory(cls, clock: Clock) -> "SqliteStore":
         """A store without threads or files, for a simulated world."""
-        return await cls(InlineWriter(connector(None)()), clock)._start()
+        return await cls.over(InlineWriter(connector(None)()), clock, MemoryEntryLog())
+
+    @classmethod
+    async def over(cls, writer: Writer, clock: Clock, log: EntryLog) -> "SqliteStore":
+        """A store on what a writer's database and a log hold already."""
+        store = cls(writer, clock, log)
+        await store._start()
+        return store
 
     async def close(self) -> None:
         await self._writer.close()
         self._log.close()
 
-    async def _start(self) -> "SqliteStore":
+    async def _start(self) -> None:
         def load(connection: Any) -> tuple[str, int, list[Run]]:
             (epoch,) = connection.execute("SELECT epoch FROM installation").fetchone()
             (last,) = connection.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()
@@ -97,7 +107,6 @@ class SqliteStore:
 
         self._epoch, self._last_event, live = await self._writer.read(load)
         self._live = {run.id: run for run in live}
-        return self
 
     def _forget_the_old(self, transaction: Transaction) -> None:
         """Every thousand launches, what nobody may ask for any more goes."""
@@ -313,7 +322,7 @@ class SqliteStore:
         return await self._writer.read(query)
 
     async def owners(self) -> list[str]:
-        return list({run.agent for run in tuple(self._live.values()) if run.agent is not None})
+        return sorted({run.agent for run in tuple(self._live.values()) if run.agent is not None})
 
     async def create_workflow(self, workflow: Workflow) -> None:
         def step(transaction: Transaction) -> Callable[[], None]:
@@ -326,13 +335,23 @@ class SqliteStore:
         await self._writer.submit(step)
 
     async def get_workflow(self, number: int) -> Workflow | None:
+        """A workflow never changes: the latest that were asked for stay in memory."""
+        workflow = self._workflows.get(number)
+        if workflow is not None:
+            return workflow
+
         def query(connection: Any) -> Workflow | None:
             row = connection.execute(
                 "SELECT state FROM workflows WHERE number = ?", (number,)
             ).fetchone()
             return _decode_workflow(row[0]) if row else None
 
-        return await self._writer.read(query)
+        workflow = await self._writer.read(query)
+        if workflow is not None:
+            self._workflows[number] = workflow
+            if len(self._workflows) > _WORKFLOWS_IN_MEMORY:
+                self._workflows.popitem(last=False)
+        return workflow
 
     async def unpublished(self, older_than_seconds: float) -> list[Committed]:
         return self._outbox.older_than(older_than_seconds)
@@ -413,12 +432,14 @@ class SqliteStore:
     # Leases
 
     async def renew(self, agent: AgentInfo, lease_seconds: float) -> int:
+        if agent.id not in self._leases:
+            self._grow(agent.id)
         self._leases[agent.id] = (agent, self._clock.monotonic() + lease_seconds)
-        return self._nudges.get(agent.id, 0)
+        return self._counters[agent.id]
 
     async def release(self, agent: str) -> None:
         self._leases.pop(agent, None)
-        self._nudges.pop(agent, None)
+        self._counters.pop(agent, None)
 
     async def agents(self) -> list[AgentInfo]:
         now = self._clock.monotonic()
@@ -428,7 +449,11 @@ class SqliteStore:
 
     async def nudge(self, agent: str) -> None:
         if agent in self._leases:
-            self._nudges[agent] = self._nudges.get(agent, 0) + 1
+            self._grow(agent)
+
+    def _grow(self, agent: str) -> None:
+        self._nudges += 1
+        self._counters[agent] = self._nudges
 
     # Tokens
 

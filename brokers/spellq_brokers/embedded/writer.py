@@ -114,7 +114,7 @@ class Writer(Protocol):
         """Finish what was submitted, then close the database."""
 
 
-class _Job:
+class Job:
     """A step or a query on its way to its thread and back."""
 
     __slots__ = ("answer", "error", "future", "work")
@@ -134,10 +134,10 @@ class _Job:
             self.future.set_result(self.answer)
 
 
-def run_group(connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+def run_group(connection: sqlite3.Connection, jobs: list[Job]) -> None:
     """Execute and commit the jobs as one group; fills in their answers or errors."""
     transaction = Transaction(connection)
-    answers: list[tuple[_Job, Callable[[], Any]]] = []
+    answers: list[tuple[Job, Callable[[], Any]]] = []
     try:
         for job in jobs:
             try:
@@ -197,7 +197,7 @@ class ThreadWriter:
         await to_thread.run_sync(self._reader.close)
 
 
-def _read(connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+def _read(connection: sqlite3.Connection, jobs: list[Job]) -> None:
     for job in jobs:
         try:
             job.answer = job.work(connection)
@@ -212,9 +212,9 @@ class _Thread:
         self,
         name: str,
         connection: sqlite3.Connection,
-        execute: Callable[[sqlite3.Connection, list[_Job]], None],
+        execute: Callable[[sqlite3.Connection, list[Job]], None],
     ) -> None:
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._queue: SimpleQueue[Job | None] = SimpleQueue()
         self._execute = execute
         self._connection = connection
         self._closed = False
@@ -225,7 +225,7 @@ class _Thread:
         if self._closed:
             raise StoreUnavailable("The store is closed.")
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.put(_Job(work, future))
+        self._queue.put(Job(work, future))
         return await future
 
     def close(self) -> None:
@@ -249,7 +249,7 @@ class _Thread:
             job = self._queue.get()
         self._connection.close()
 
-    def _execute_safely(self, jobs: list[_Job]) -> None:
+    def _execute_safely(self, jobs: list[Job]) -> None:
         """Whatever goes wrong, everybody gets an answer and the thread lives on."""
         try:
             self._execute(self._connection, jobs)
@@ -259,7 +259,7 @@ class _Thread:
                 job.error = job.error or StoreUnavailable(f"The store failed: {error!r}")
 
 
-def _deliver(jobs: list[_Job]) -> None:
+def _deliver(jobs: list[Job]) -> None:
     """Wake everybody who waits, with one call into their loop."""
     loop = jobs[0].future.get_loop()
     try:
@@ -269,7 +269,7 @@ def _deliver(jobs: list[_Job]) -> None:
             raise
 
 
-def _resolve(jobs: list[_Job]) -> None:
+def _resolve(jobs: list[Job]) -> None:
     for job in jobs:
         job.resolve()
 
@@ -281,14 +281,14 @@ class InlineWriter:
         self._connection = connection
 
     async def submit(self, step: Step[T]) -> T:
-        job = _Job(step, asyncio.get_running_loop().create_future())
+        job = Job(step, asyncio.get_running_loop().create_future())
         run_group(self._connection, [job])
         job.resolve()
         answer: T = await job.future
         return answer
 
     async def read(self, query: Query[T]) -> T:
-        job = _Job(query, asyncio.get_running_loop().create_future())
+        job = Job(query, asyncio.get_running_loop().create_future())
         _read(self._connection, [job])
         job.resolve()
         answer: T = await job.future

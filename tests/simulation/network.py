@@ -1,0 +1,69 @@
+"""The engines of a cluster, across a network: a store, and a log that is the bus's stream.
+
+Each call takes its time, and the caller may die before it or after it.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+
+from spellq.events import BEGINNING, Cursor, Logged
+from spellq.ports import Committed, Store, StoreUnavailable
+from tests.simulation.world import World
+
+
+class Log:
+    """The stream: what was published, in the order in which it came, as often as it came."""
+
+    def __init__(self) -> None:
+        self.messages: list[Committed] = []
+        self._events: list[Logged] = []
+
+    @property
+    def head(self) -> Cursor:
+        return str(len(self._events))
+
+    def after(self, cursor: Cursor, limit: int) -> list[Logged]:
+        start = 0 if cursor == BEGINNING else int(cursor)
+        return self._events[start : start + limit]
+
+    def append(self, committed: Committed) -> None:
+        logged = []
+        for entry in committed.logged:
+            self._events.append(Logged(str(len(self._events) + 1), entry.event))
+            logged.append(self._events[-1])
+        self.messages.append(msgspec.structs.replace(committed, logged=tuple(logged)))
+
+
+class Remote:
+    """Implements `spellq.ports.Store` across a network."""
+
+    def __init__(self, world: World, store: Store, log: Log) -> None:
+        self._world = world
+        self._store = store
+        self._log = log
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        async def call(*arguments: Any, **named: Any) -> Any:
+            await self._reach(name)
+            answer = await getattr(self._store, name)(*arguments, **named)
+            await self._world.point(f"{name}, after")
+            await self._world.take_time(0.0001, 0.005)
+            return answer
+
+        return call
+
+    async def head(self) -> Cursor:
+        await self._reach("head")
+        return self._log.head
+
+    async def events_after(self, cursor: Cursor, limit: int = 1000) -> list[Logged]:
+        await self._reach("events_after")
+        return self._log.after(cursor, limit)
+
+    async def _reach(self, name: str) -> None:
+        await self._world.point(f"{name}, before")
+        await self._world.take_time(0.0001, 1.0 if self._world.chance(0.02) else 0.005)
+        if self._world.store_is_away:
+            raise StoreUnavailable("The store is away.")
