@@ -102,7 +102,6 @@ class Cluster:
                 settings, store, self._bus, Outbox(store, self._bus), self._artifacts,
                 SimExecutor(machine), AgentsMachine(machine), self._sealer, machine.clock,
             )  # fmt: skip
-            self._world.incarnations[agent.info.id] = process
             async with anyio.create_task_group() as tasks:
                 await tasks.start(agent.run)
                 self._world.tell(f"{process.name} serves")

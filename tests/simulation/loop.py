@@ -19,8 +19,6 @@ T = TypeVar("T")
 STEPS_AT_ONE_MOMENT: Final = 100_000
 """More steps than this without time going on are a loop that never ends."""
 
-A_MOMENT_SECONDS: Final = 1.0
-
 _ROUNDS_OF_BURIAL: Final = 60
 
 _process: contextvars.ContextVar["Process | None"] = contextvars.ContextVar("process", default=None)
@@ -40,20 +38,10 @@ class Process:
         self.held: list[asyncio.Handle] = []
         self._loop = loop
         self._when_dead: list[Callable[[], None]] = []
-        self._silent_from = 0.0
-        self._silent_for = 0.0
-        self._resumed_at = float("-inf")
 
     @property
     def runs(self) -> bool:
         return self.alive and not self.paused
-
-    def silent_seconds(self) -> float:
-        """For how long it has done nothing; of one that goes on since a moment, how long it was."""
-        now = self._loop.time()
-        if not self.runs:
-            return now - self._silent_from
-        return self._silent_for if now - self._resumed_at < A_MOMENT_SECONDS else 0.0
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
         """Begin a task of this process."""
@@ -68,21 +56,16 @@ class Process:
     def kill(self) -> None:
         """From now on nothing of it happens any more."""
         if self.alive:
-            if not self.paused:
-                self._silent_from = self._loop.time()
             self.alive = False
             for tell in self._when_dead:
                 self._loop.call_soon(tell, context=contextvars.Context())
 
     def pause(self) -> None:
         self.paused = True
-        self._silent_from = self._loop.time()
 
     def resume(self) -> None:
         """What came up meanwhile happens now, in its order."""
         self.paused = False
-        self._resumed_at = self._loop.time()
-        self._silent_for = self._resumed_at - self._silent_from
         held, self.held = self.held, []
         self._loop.hand_back(held)
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from spellq.events import BEGINNING, Cursor, Logged
-from spellq.ports import Committed, Store, StoreUnavailable
+from spellq.ports import AgentInfo, Committed, Store, StoreUnavailable
 from tests.simulation.world import World
 
 
@@ -53,6 +53,14 @@ class Remote:
             return answer
 
         return call
+
+    async def renew(self, agent: AgentInfo, lease_seconds: float) -> int:
+        await self._reach("renew")
+        self._world.renewed_at[agent.id] = self._world.loop.time()
+        counter = await self._store.renew(agent, lease_seconds)
+        await self._world.point("renew, after")
+        await self._world.take_time(0.0001, 0.005)
+        return counter
 
     async def head(self) -> Cursor:
         await self._reach("head")
