@@ -234,7 +234,8 @@ class Agent:
             tasks.start_soon(self._resume, attempt, run, adopted)
         for earlier in before:
             for run in await self._store.find(RunQuery(limit=None, agent=earlier.agent)):
-                await self._outbox.apply(run.id, command_for_lost(run, loss))
+                with suppress(Refused):  # somebody else has ended it meanwhile
+                    await self._outbox.apply(run.id, command_for_lost(run, loss))
         return attempts
 
     async def _drop(self, adopted: Adopted) -> None:

@@ -4,19 +4,17 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from spellq.ports import Committed, Ticket, TicketSource
 
 T = TypeVar("T")
 
-_BACKLOG: Final = 100_000
-
 
 class InProcessBus:
-    """Implements `spellq.ports.Bus`. Nothing is lost, doubled or late but by a listener's backlog.
+    """Implements `spellq.ports.Bus`. Nothing is lost, doubled or late.
 
-    A listener that is more than 100,000 messages behind misses the oldest.
+    Its listeners live in the same loop as who publishes, so what they have not read yet is short.
     """
 
     def __init__(self) -> None:
@@ -157,7 +155,7 @@ class _Mailbox(Generic[T]):
     """What one listener has not read yet."""
 
     def __init__(self) -> None:
-        self._items: deque[T] = deque(maxlen=_BACKLOG)
+        self._items: deque[T] = deque()
         self._filled = asyncio.Event()
 
     def put(self, items: Sequence[T]) -> None:
