@@ -23,7 +23,7 @@ test: lint
 
 # As root the tests of real runs are run once more, as the ordinary user spellq-test.
 test-user: $(VENV)/.tested
-	$(BIN)/python -m tests.as_user $(BIN)/python -m pytest -p no:cacheprovider tests/e2e $(ARGS) || \
+	$(BIN)/python -m tests.as_user $(BIN)/python -m pytest -p no:cacheprovider -m "not large" tests/e2e $(ARGS) || \
 		test $$? = 5 -a -n "$(ARGS)"  # none of them was asked for
 
 test-faults: $(VENV)/.tested

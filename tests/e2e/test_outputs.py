@@ -424,6 +424,7 @@ async def test_a_kill_while_outputs_are_saved(client: AsyncClient, shared: Insta
     assert os.listdir(shared.home / "artifacts" / "incoming") == []
 
 
+@pytest.mark.large
 @pytest.mark.timeout(600)
 async def test_a_hundred_thousand_small_files(client: AsyncClient, daemon: LocalDaemon) -> None:
     before = most_memory_bytes(daemon)
