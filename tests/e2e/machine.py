@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from spellq.ports import Exit, Job, WorldMount
+from spellq.ports import Execution, Exit, Job, WorldMount
 from spellq_brokers.embedded.artifacts import DiskArtifacts
 from spellq_workers.outputs import save, scan
 from spellq_workers.process import ProcessExecution, ProcessExecutor
@@ -101,10 +101,10 @@ class Machine:
             await each.close()
 
 
-async def hear(execution: ProcessExecution, text: str) -> None:
+async def hear(execution: Execution, text: str) -> None:
     """Wait until the command has written `text`."""
     async with OutputWatcher() as watcher:
-        async for batch in RawLog(execution.output, 0, watcher).batches():
+        async for batch in RawLog(Path(execution.output), 0, watcher).batches():
             if any(piece.text == text for piece in batch):
                 return
 

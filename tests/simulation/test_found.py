@@ -15,13 +15,12 @@ from spellq.ports import NewRun
 from spellq.runs import FINAL, Cause, Run, RunSpec, Status
 from spellq.wire import RunRequest
 from spellq_workers.machine import Incarnation
+from tests.simulation.calm import in_a_calm_world
 from tests.simulation.chaos import ChaoticBus
 from tests.simulation.client import OWNER, Client, Record
 from tests.simulation.cluster import Cluster
 from tests.simulation.gateway import Door
-from tests.simulation.loop import VirtualLoop
 from tests.simulation.machine import AgentsMachine, Script
-from tests.simulation.sealed import sealed
 from tests.simulation.service import Service
 from tests.simulation.world import World
 
@@ -64,23 +63,13 @@ class Story:
 
 def told(story: Callable[[Story], Awaitable[T]]) -> T:
     """What a story comes to. It has no faults but its own."""
-    with sealed():
-        loop = VirtualLoop()
-        world = World(1, loop)
-        world.faults_are_over = True
 
-        async def tell() -> T:
-            it = Story(world)
-            await it.cluster.start()
-            async with asyncio.timeout(3600):
-                return await story(it)
+    async def tell(world: World) -> T:
+        it = Story(world)
+        await it.cluster.start()
+        return await story(it)
 
-        try:
-            return loop.run_until_complete(tell())
-        finally:
-            world.told_to_the_end = True
-            loop.bury(world.processes)
-            loop.close()
+    return in_a_calm_world(tell)
 
 
 def test_the_exit_code_of_a_run_that_was_given_up_is_kept() -> None:
