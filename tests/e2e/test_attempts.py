@@ -5,7 +5,7 @@ import contextlib
 import errno
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ import spellq_workers.attempt
 from spellq.clock import SystemClock
 from spellq.control.feed import Feed
 from spellq.events import Event
-from spellq.lifecycle import Command, Expire, Kill, Lose, Stop
+from spellq.lifecycle import Advance, Claim, Command, Expire, Kill, Lose, Requeue, Stop
 from spellq.outbox import Outbox
-from spellq.ports import Committed, Execution, Job, NewRun, StoreUnavailable
+from spellq.ports import Committed, Execution, Job, NewRun, RunQuery, StoreUnavailable
 from spellq.runs import FINAL, Cause, Run, RunSpec, Status
 from spellq.seal import Sealer
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
@@ -55,14 +55,21 @@ class PausingExecutor(ProcessExecutor):
 
 
 class FaultyStore(SqliteStore):
-    """The real store; its reads fail while a test says so."""
+    """The real store; its reads fail while a test says so, and others may come after them."""
 
     away = False
+    after_find: Callable[[Sequence[Run]], Awaitable[None]] | None = None
 
     async def get(self, number: int) -> Run | None:
         if self.away:
             raise StoreUnavailable("away")
         return await super().get(number)
+
+    async def find(self, query: RunQuery) -> list[Run]:
+        runs = await super().find(query)
+        if query.agent is not None and self.after_find is not None:
+            await self.after_find(runs)
+        return runs
 
 
 class Machine:
@@ -240,6 +247,34 @@ async def test_a_claimed_run_whose_helper_is_gone_runs_as_the_next_attempt(
     await machine.start_agent()
     run = await machine.ended(number)
     assert (run.status, run.cause) == (Status.INTERRUPTED, Cause.HELPER_LOST)
+    assert await machine.serves()
+
+
+async def test_a_lost_run_that_somebody_else_requeued_meanwhile_is_left_to_them(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a supervisor, in the moment between the agent's look and its step."""
+    preparing = asyncio.Event()
+
+    async def forever(*_: object) -> None:
+        preparing.set()
+        await asyncio.Event().wait()
+
+    async def be_quicker(runs: Sequence[Run]) -> None:
+        for run in runs:
+            claim = Claim(attempt=2, agent="other", slot="cpu-0", claim="c", token_hash=None)
+            requeued = (Requeue(1, "Lost."), claim, Advance(2, Status.RUNNING))
+            await machine.store.apply(run.id, requeued)
+
+    monkeypatch.setattr(machine.executor, "prepare", forever)
+    number = await machine.launch("true")
+    await preparing.wait()
+    await machine.lose_agent()
+    machine.store.after_find = be_quicker
+    await machine.start_agent()
+    run = await machine.store.get(number)
+    assert run is not None
+    assert (run.status, run.attempt, run.agent) == (Status.RUNNING, 2, "other")
     assert await machine.serves()
 
 
