@@ -52,6 +52,12 @@ class Story:
         await self.client.wait(number, FINAL)
         return self.cluster.disk.runs[number]
 
+    async def has_left(self) -> None:
+        """The agent that was asked to leave is gone; another one begins."""
+        gone = asyncio.Event()
+        self.agent.when_dead(gone.set)
+        await gone.wait()
+
     async def executing_nothing(self) -> None:
         (folder,) = self.cluster.machines[0].starts
         await folder.changed.until(lambda: not folder.is_executing)
@@ -62,8 +68,8 @@ class Story:
         return runs[number]
 
 
-def told(story: Callable[[Story], Awaitable[T]]) -> T:
-    """What a story comes to. It has no faults but its own."""
+def told(story: Callable[[Story], Awaitable[T]], reserve_bytes: int = 0) -> T:
+    """What a story comes to. It has no faults but its own; `reserve_bytes` as of a `Room`."""
     with sealed():
         loop = VirtualLoop()
         world = World(1, loop)
@@ -71,6 +77,7 @@ def told(story: Callable[[Story], Awaitable[T]]) -> T:
 
         async def tell() -> T:
             it = Story(world)
+            it.cluster.machines[0].reserve_bytes = reserve_bytes
             await it.cluster.start()
             async with asyncio.timeout(3600):
                 return await story(it)

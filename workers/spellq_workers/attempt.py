@@ -52,6 +52,7 @@ LOG_BYTES: Final = 10 << 30
 _RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
 _SCANNING: Final = "Scanning for modified or new files from the run"
 _NOTHING: Final = "No modified or new files found"
+_DISK_FULL: Final = "The disk became full before the command began."
 _OUT_OF_MEMORY: Final = "The kernel killed a process for lack of memory while the command ran."
 
 _log = logging.getLogger(__name__)
@@ -180,7 +181,13 @@ class Attempt:
         if run is None:
             return
         await self.look()
-        execution = await self._unless_killed(self._make_world(run, token))
+        try:
+            execution = await self._unless_killed(self._make_world(run, token))
+        except WorldError:
+            if not self._workshop.machine.room.lack():
+                raise
+            await self._apply(Requeue(self.attempt, _DISK_FULL))
+            return
         if execution is None:
             await self._apply(End(self.attempt))
             return
@@ -282,9 +289,16 @@ class Attempt:
 
     async def _execute(self, execution: Execution) -> None:
         """Store `running`, then start: a command that was started is known to have been."""
-        with anyio.CancelScope(shield=True):
-            run = await self._advance(Status.RUNNING)
-            await execution.start()
+
+        async def store_and_start() -> Run:
+            with anyio.CancelScope(shield=True):
+                running = Advance(self.attempt, Status.RUNNING)
+                run = (await self._workshop.outbox.apply(self.number, running)).run
+                self._status = Status.RUNNING
+                await execution.start()
+            return run
+
+        run = await self._until_available(store_and_start)
         await self._see_to_the_end(run, execution)
 
     async def _see_to_the_end(self, run: Run, execution: Execution) -> None:
