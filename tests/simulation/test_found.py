@@ -4,8 +4,9 @@ Seeds are those of the day a fault was found; a simulation that grows tells othe
 """
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,6 +16,7 @@ from spellq.ports import NewRun
 from spellq.runs import FINAL, Cause, Run, RunSpec, Status
 from spellq.wire import RunRequest
 from spellq_workers.machine import Incarnation
+from spellq_workers.outputs import Scan
 from tests.simulation.chaos import ChaoticBus
 from tests.simulation.client import OWNER, Client, Record
 from tests.simulation.cluster import Cluster
@@ -191,3 +193,30 @@ def test_a_follower_of_a_log_reads_it_to_the_end_though_hints_are_lost(
     log = told(story)
     assert "line 1 of run 1" in log
     assert log[-1] == "Run 1 complete"
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_outputs_are_saved_once_there_is_again_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, lack: Exception
+) -> None:
+    scan = AgentsMachine.scan
+    lacks = [lack, lack]
+
+    async def scan_in_need(machine: AgentsMachine, *arguments: Any) -> Scan:
+        if lacks:
+            raise lacks.pop()
+        return await scan(machine, *arguments)
+
+    monkeypatch.setattr(AgentsMachine, "scan", scan_in_need)
+
+    async def story(it: Story) -> Run:
+        return await it.ended(await it.launch(Script(code=3, outputs=2)))
+
+    run = told(story)
+    assert (run.status, run.user_exit_code, run.outputs_files) == (Status.COMPLETE, 3, 2)

@@ -4,6 +4,7 @@ Every step is committed before the next begins, so that an agent that comes back
 on where this one was (`resume`).
 """
 
+import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -49,6 +50,7 @@ T = TypeVar("T")
 LOG_BYTES: Final = 10 << 30
 """How much output of one run is kept."""
 
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
 _SCANNING: Final = "Scanning for modified or new files from the run"
 _NOTHING: Final = "No modified or new files found"
@@ -357,12 +359,12 @@ class Attempt:
         await self._until_available(lambda: self._workshop.outbox.append(self.number, entries))
 
     async def _save(self, run: Run, execution: Execution, ended: Exit) -> Run:
-        """Save outputs and end, again with every heartbeat while the machine has no thread left."""
+        """Save outputs and end; again with every heartbeat while the machine is exhausted."""
         while True:
             try:
                 return await self._save_once(run, execution, ended)
-            except RuntimeError as error:
-                if not _is_without_threads(error):
+            except (OSError, RuntimeError, StoreUnavailable) as error:
+                if not _is_exhausted(error):
                     raise
                 _log.warning("run %s: its outputs cannot be saved yet: %s", self.number, error)
                 await self._workshop.machine.room.next_look()
@@ -383,6 +385,8 @@ class Attempt:
             self._status = (await self._apply(Advance(self.attempt, Status.SAVING, told))).status
             tree_id, tree = await self._store_outputs(found)
         except (OSError, ValueError, StoreUnavailable) as error:
+            if _is_exhausted(error):
+                raise
             return await self._apply(
                 Advance(self.attempt, Status.SAVING),
                 replace(
@@ -495,9 +499,14 @@ class Attempt:
         raise AssertionError("there is always a next try")
 
 
-def _is_without_threads(error: RuntimeError) -> bool:
-    """Python has no type of its own for it."""
-    return "can't start new thread" in str(error)
+def _is_exhausted(error: BaseException | None) -> bool:
+    """Whether threads, descriptors or memory lack for now: no fault of the run's or of the disk."""
+    if isinstance(error, StoreUnavailable):
+        error = error.__cause__
+    if isinstance(error, OSError):
+        return error.errno in _EXHAUSTED
+    # Python has no type of its own for a thread that cannot be started.
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def _own_code(ended: Exit) -> int | None:
