@@ -190,13 +190,36 @@ async def _me(found: "LocalDaemon") -> "Me":
 
 async def _end_runs(found: "LocalDaemon", how: str | None, name: str) -> None:
     """Have no run under way: by ending them, or (without `how`) by refusing."""
+    import anyio
+
     from spellq_sdk import AsyncClient
 
-    async with AsyncClient(found.url, found.token) as client:
+    async with (
+        AsyncClient(found.url, found.token) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(_refuse_when_gone, found.pid, name)
         while live := await client.gateway.runs(_MANY, workflow=None, live=True):
             if how is None:
                 raise CliError(_under_way(live, name))
             await _end_all(client, live, how)
+        tasks.cancel_scope.cancel()
+
+
+async def _refuse_when_gone(pid: int, name: str) -> None:
+    """Nobody starts again a daemon that ends meanwhile: there is nothing to wait for then."""
+    import anyio
+
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        pidfd = None
+    if pidfd is not None:
+        try:
+            await anyio.wait_readable(pidfd)
+        finally:
+            os.close(pidfd)
+    raise CliError(f"spellq ended meanwhile; commands under way run on. Find them: {name} up")
 
 
 def _under_way(live: "list[RunView]", name: str) -> str:

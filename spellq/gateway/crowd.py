@@ -17,6 +17,9 @@ RESERVED_PER_SLOT: Final = 4
 REFUSED_SECONDS: Final = 5.0
 """How long a refused connection may stay to read why."""
 
+REFUSED_AT_ONCE: Final = 50
+"""So many may stay; those beyond are not told why."""
+
 _REFUSAL: Final = msgspec.json.encode(
     ErrorReply(
         "There are too many connections to spellq on this machine. End some clients, or raise the "
@@ -39,7 +42,7 @@ def most_connections(descriptors: int, slots: int) -> int:
 
 
 def protocol(most: int) -> type[asyncio.Protocol]:
-    """HTTP that answers 503 on every connection beyond `most`, and then lets go of it."""
+    """HTTP that answers 503 on connections beyond `most`, and lets go of them soon, or at once."""
     return type("LimitedProtocol", (_LimitedProtocol,), {"most": most})
 
 
@@ -48,7 +51,10 @@ class _LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.most:
+        beyond = len(self.connections) - self.most
+        if beyond > REFUSED_AT_ONCE:
+            transport.abort()
+        elif beyond > 0:
             self.app = _refuse
             self.loop.call_later(REFUSED_SECONDS, transport.abort)
 

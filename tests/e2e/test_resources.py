@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from spellq.gateway.crowd import REFUSED_AT_ONCE
 from spellq_sdk import AsyncClient, ClientException
 from spellq_sdk.daemon import LocalDaemon, find_daemon, stop_daemon
 from spellq_sdk.runs import Run
@@ -403,8 +404,10 @@ async def test_too_many_clients_are_told_so_and_runs_go_on(own: Installation) ->
             run = await launch(client, f"{meeting.words}; echo x > x; exit 3")
             guest = await asyncio.to_thread(meeting.arrival)
             path = f"/api/runs/{run.id}/logs?follow=true"
-            followers = [await get(open_, daemon, path) for _ in range(400)]
-            answers = [await follower.readline() for follower in followers]
+            followers, answers = [], []
+            for _ in range(400):
+                followers.append(await get(open_, daemon, path))
+                answers.append(await followers[-1].readline())
             assert set(answers) == {b"HTTP/1.1 200 OK\r\n", SERVICE_UNAVAILABLE}
             assert answers.count(SERVICE_UNAVAILABLE) > 100
             refused = followers[answers.index(SERVICE_UNAVAILABLE)]
@@ -422,15 +425,33 @@ async def test_too_many_clients_are_told_so_and_runs_go_on(own: Installation) ->
     assert (await asyncio.to_thread(find_daemon, own.home)) == daemon
 
 
+async def test_those_who_say_nothing_take_no_descriptors_either(own: Installation) -> None:
+    daemon = await asyncio.to_thread(start_with_descriptors, own, "300:300")
+    async with contextlib.AsyncExitStack() as open_:
+        silent = []
+        for _ in range(400):
+            silent.append(await asyncio.open_connection("127.0.0.1", port_of(daemon)))
+            open_.callback(silent[-1][1].close)
+        answers = []
+        for reader, writer in silent:
+            writer.write(b"GET /api/me HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            with contextlib.suppress(ConnectionError):
+                answers.append(await reader.readline())
+        assert answers.count(SERVICE_UNAVAILABLE) <= 2 * REFUSED_AT_ONCE
+
+
 SERVICE_UNAVAILABLE = b"HTTP/1.1 503 Service Unavailable\r\n"
+
+
+def port_of(daemon: LocalDaemon) -> int:
+    return int(daemon.url.rpartition(":")[2])
 
 
 async def get(
     stack: contextlib.AsyncExitStack, daemon: LocalDaemon, path: str
 ) -> asyncio.StreamReader:
     """Ask on a connection of its own, and leave the answer to be read."""
-    port = int(daemon.url.rpartition(":")[2])
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port_of(daemon))
     stack.callback(writer.close)
     head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.token}\r\n"
     writer.write(f"{head}Connection: close\r\n\r\n".encode())

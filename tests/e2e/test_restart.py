@@ -194,3 +194,25 @@ def test_what_is_kept_is_nobody_elses(own: Installation) -> None:
     assert own.home.stat().st_mode & 0o777 == 0o700
     for name in ("token", "key", "log", "daemon.json"):
         assert (own.home / name).stat().st_mode & 0o077 == 0, name
+
+
+def test_down_does_not_wait_for_a_daemon_that_was_killed(own: Installation, project: Path) -> None:
+    with Meeting() as meeting:
+        command = f"trap '' TERM; {meeting.words}; sleep 60"
+        own.spellq("run", "-b", "--grace", "60", command, cwd=project)
+        meeting.arrival()
+        with subprocess.Popen(
+            [str(SPELLQ), "down", "--stop"],
+            env=own.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as down:
+            assert down.stdout is not None
+            assert down.stdout.readline() == "✨ Stopping 1 run…\n"
+            end(own.start(), signal.SIGKILL)
+            _, told = down.communicate(timeout=30)
+    assert down.returncode == 1
+    assert "commands under way run on" in told
+    own.start()
+    assert own.spellq("down", "--kill").returncode == 0

@@ -158,6 +158,7 @@ class SimMachine:
         self.slots = slots
         self.clock = SimClock(world)
         self.boots = 1
+        self.reserve_bytes = 0
         self.record: tuple[Incarnation, ...] = ()
         self.folders: dict[tuple[str, int, int], Folder] = {}
         self.starts: list[Folder] = []
@@ -325,7 +326,7 @@ class AgentsMachine:
         self._machine = machine
         self._world = machine.world
         self.boot_id = f"boot {machine.boots}"
-        self.room = Room(Path("/"), 0)
+        self.room = Room(Path("/"), machine.reserve_bytes)
 
     async def recall(self) -> tuple[Incarnation, ...]:
         await self._world.point("recall")

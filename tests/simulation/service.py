@@ -57,6 +57,11 @@ class Service:
             self._world.tell(f"{self._process.name} is asked to leave")
             self._leave.set()
 
+    def when_dead(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once its present life is over."""
+        assert self._process is not None
+        self._process.when_dead(tell)
+
     def pause(self, seconds: float) -> None:
         """SIGSTOP, and SIGCONT later."""
         process = self._process

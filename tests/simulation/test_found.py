@@ -4,8 +4,9 @@ Seeds are those of the day a fault was found; a simulation that grows tells othe
 """
 
 import asyncio
+import errno
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -15,6 +16,7 @@ from spellq.ports import NewRun
 from spellq.runs import FINAL, Cause, Run, RunSpec, Status
 from spellq.wire import RunRequest
 from spellq_workers.machine import Incarnation
+from spellq_workers.outputs import Scan
 from tests.simulation.calm import in_a_calm_world
 from tests.simulation.chaos import ChaoticBus
 from tests.simulation.client import OWNER, Client, Record
@@ -51,6 +53,12 @@ class Story:
         await self.client.wait(number, FINAL)
         return self.cluster.disk.runs[number]
 
+    async def has_left(self) -> None:
+        """The agent that was asked to leave is gone; another one begins."""
+        gone = asyncio.Event()
+        self.agent.when_dead(gone.set)
+        await gone.wait()
+
     async def executing_nothing(self) -> None:
         (folder,) = self.cluster.machines[0].starts
         await folder.changed.until(lambda: not folder.is_executing)
@@ -61,11 +69,12 @@ class Story:
         return runs[number]
 
 
-def told(story: Callable[[Story], Awaitable[T]]) -> T:
-    """What a story comes to. It has no faults but its own."""
+def told(story: Callable[[Story], Awaitable[T]], reserve_bytes: int = 0) -> T:
+    """What a story comes to. It has no faults but its own; `reserve_bytes` as of a `Room`."""
 
     async def tell(world: World) -> T:
         it = Story(world)
+        it.cluster.machines[0].reserve_bytes = reserve_bytes
         await it.cluster.start()
         return await story(it)
 
@@ -173,3 +182,30 @@ def test_a_follower_of_a_log_reads_it_to_the_end_though_hints_are_lost(
     log = told(story)
     assert "line 1 of run 1" in log
     assert log[-1] == "Run 1 complete"
+
+
+@pytest.mark.parametrize(
+    "lack",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_outputs_are_saved_once_there_is_again_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, lack: Exception
+) -> None:
+    scan = AgentsMachine.scan
+    lacks = [lack, lack]
+
+    async def scan_in_need(machine: AgentsMachine, *arguments: Any) -> Scan:
+        if lacks:
+            raise lacks.pop()
+        return await scan(machine, *arguments)
+
+    monkeypatch.setattr(AgentsMachine, "scan", scan_in_need)
+
+    async def story(it: Story) -> Run:
+        return await it.ended(await it.launch(Script(code=3, outputs=2)))
+
+    run = told(story)
+    assert (run.status, run.user_exit_code, run.outputs_files) == (Status.COMPLETE, 3, 2)

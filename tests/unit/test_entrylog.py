@@ -80,6 +80,36 @@ def test_what_a_step_said_while_the_disk_was_full_is_appended_later(tmp_path: Pa
     log.close()
 
 
+def test_what_a_step_said_is_not_there_twice_when_a_survey_brings_it_too(tmp_path: Path) -> None:
+    """Committed in one group: the step, and the admission that finds its lines missing."""
+    said = [LogEntry(Status.SAVING, f"step {n}", NOW, version=n) for n in (1, 2, 3)]
+    log = FileEntryLog(tmp_path, lambda number: said[:2])
+    log.admit(1, log.survey(1))
+    log.append_step(1, said[1:2])
+    assert log.append_step(1, said[2:]) == 3
+    assert texts(log) == ["step 1", "step 2", "step 3"]
+    log.close()
+    again = FileEntryLog(tmp_path, lambda number: said)
+    for step in said[1:]:
+        again.append_step(1, [step])
+    assert texts(again) == ["step 1", "step 2", "step 3"]
+    again.close()
+
+
+def test_a_survey_of_what_was_taken_back_since_is_begun_anew(tmp_path: Path) -> None:
+    log = entry_log(tmp_path)
+    log.append(1, entries("one", "two"))
+    again = entry_log(tmp_path)
+    found = again.survey(1)
+    os.truncate(tmp_path / "0" / "1.jsonl", 0)
+    again.admit(1, found)
+    assert again.state(1) == (0, 0)
+    again.append(1, entries("three"))
+    assert texts(again) == ["three"]
+    again.close()
+    log.close()
+
+
 def test_a_long_log_is_read_from_anywhere_before_and_after_a_restart(tmp_path: Path) -> None:
     log = entry_log(tmp_path)
     wanted = [f"{n} " + "x" * (n % 300) for n in range(20_000)]

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+import anyio
 import pytest
 
 from spellq.lifecycle import Advance, Claim, End, Stop
@@ -185,3 +186,26 @@ async def test_a_cursor_of_another_installation_or_of_the_future_is_refused(
     for cursor in ("9", "other.1", head + "0", "", "x.y", head.replace(".", ".-")):
         with pytest.raises(ValueError, match=r"cursor|log"):
             await store.events_after(cursor)
+
+
+async def test_a_log_that_no_thread_can_look_through_is_unavailable(
+    store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An agent that finds its runs again asks for it, and would kill them over any other error."""
+    await run_with_log(store)
+    store = await reopened(store, tmp_path)
+    go_on = threading.Event()
+    holding = asyncio.create_task(anyio.to_thread.run_sync(go_on.wait))
+    await asyncio.sleep(0)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(StoreUnavailable, match="can't start new thread"):
+            await store.log_state(1)
+    go_on.set()
+    await holding
+    assert await store.log_state(1) == (len(LINES), 6)
+    await store.close()

@@ -4,6 +4,7 @@ Every step is committed before the next begins, so that an agent that comes back
 on where this one was (`resume`).
 """
 
+import errno
 import logging
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -49,9 +50,11 @@ T = TypeVar("T")
 LOG_BYTES: Final = 10 << 30
 """How much output of one run is kept."""
 
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _RETRY_SECONDS: Final = (0.1, 0.3, 1.0, 3.0, 5.0)
 _SCANNING: Final = "Scanning for modified or new files from the run"
 _NOTHING: Final = "No modified or new files found"
+_DISK_FULL: Final = "The disk became full before the command began."
 _OUT_OF_MEMORY: Final = "The kernel killed a process for lack of memory while the command ran."
 
 _log = logging.getLogger(__name__)
@@ -180,7 +183,13 @@ class Attempt:
         if run is None:
             return
         await self.look()
-        execution = await self._unless_killed(self._make_world(run, token))
+        try:
+            execution = await self._unless_killed(self._make_world(run, token))
+        except WorldError:
+            if not self._workshop.machine.room.lack():
+                raise
+            await self._apply(Requeue(self.attempt, _DISK_FULL))
+            return
         if execution is None:
             await self._apply(End(self.attempt))
             return
@@ -282,9 +291,16 @@ class Attempt:
 
     async def _execute(self, execution: Execution) -> None:
         """Store `running`, then start: a command that was started is known to have been."""
-        with anyio.CancelScope(shield=True):
-            run = await self._advance(Status.RUNNING)
-            await execution.start()
+
+        async def store_and_start() -> Run:
+            with anyio.CancelScope(shield=True):
+                running = Advance(self.attempt, Status.RUNNING)
+                run = (await self._workshop.outbox.apply(self.number, running)).run
+                self._status = Status.RUNNING
+                await execution.start()
+            return run
+
+        run = await self._until_available(store_and_start)
         await self._see_to_the_end(run, execution)
 
     async def _see_to_the_end(self, run: Run, execution: Execution) -> None:
@@ -343,12 +359,12 @@ class Attempt:
         await self._until_available(lambda: self._workshop.outbox.append(self.number, entries))
 
     async def _save(self, run: Run, execution: Execution, ended: Exit) -> Run:
-        """Save outputs and end, again with every heartbeat while the machine has no thread left."""
+        """Save outputs and end; again with every heartbeat while the machine is exhausted."""
         while True:
             try:
                 return await self._save_once(run, execution, ended)
-            except RuntimeError as error:
-                if not _is_without_threads(error):
+            except (OSError, RuntimeError, StoreUnavailable) as error:
+                if not _is_exhausted(error):
                     raise
                 _log.warning("run %s: its outputs cannot be saved yet: %s", self.number, error)
                 await self._workshop.machine.room.next_look()
@@ -369,6 +385,8 @@ class Attempt:
             self._status = (await self._apply(Advance(self.attempt, Status.SAVING, told))).status
             tree_id, tree = await self._store_outputs(found)
         except (OSError, ValueError, StoreUnavailable) as error:
+            if _is_exhausted(error):
+                raise
             return await self._apply(
                 Advance(self.attempt, Status.SAVING),
                 replace(
@@ -481,9 +499,14 @@ class Attempt:
         raise AssertionError("there is always a next try")
 
 
-def _is_without_threads(error: RuntimeError) -> bool:
-    """Python has no type of its own for it."""
-    return "can't start new thread" in str(error)
+def _is_exhausted(error: BaseException | None) -> bool:
+    """Whether threads, descriptors or memory lack for now: no fault of the run's or of the disk."""
+    if isinstance(error, StoreUnavailable):
+        error = error.__cause__
+    if isinstance(error, OSError):
+        return error.errno in _EXHAUSTED
+    # Python has no type of its own for a thread that cannot be started.
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def _own_code(ended: Exit) -> int | None:

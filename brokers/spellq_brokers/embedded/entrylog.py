@@ -119,12 +119,14 @@ def _decode(line: bytes) -> LogEntry:
 class Survey:
     """What is known of one run's file: its length, and where some of its entries begin."""
 
-    __slots__ = ("index", "length", "raw_end", "size", "steps")
+    __slots__ = ("index", "length", "raw_end", "size", "steps", "version")
 
     def __init__(self) -> None:
         self.length = 0
         self.size = 0
         self.raw_end = 0
+        self.version = 0
+        """The run's, of the last step whose entries `admit` saw to."""
         self.steps = 0
         """Entries that were said by steps, of those that were looked through."""
         self.index: list[tuple[int, int]] = [(0, 0)]
@@ -199,9 +201,10 @@ class FileEntryLog:
         return survey.length
 
     def append_step(self, number: int, entries: Sequence[LogEntry]) -> int:
-        if number in self._surveys:
-            return self.append(number, entries)
-        return self._survey(number).length  # made whole, which brought these entries too
+        survey = self._survey(number)  # which brings all that is committed, if it was not known
+        if (entries[-1].version or 0) <= survey.version:
+            return survey.length
+        return self.append(number, entries)
 
     def state(self, number: int) -> tuple[int, int]:
         survey = self._survey(number)
@@ -224,13 +227,17 @@ class FileEntryLog:
             return
         path = self._path(number)
         with suppress(FileNotFoundError):
+            if path.stat().st_size < found.size:
+                found = Survey()  # some of what it saw was taken back
             found.look_through(path)  # what came since
             if path.stat().st_size > found.size:
                 os.truncate(path, found.size)
         self._remember(number, found)
-        lost = self._step_lines(number)[found.steps :]
-        if lost:
-            self.append(number, lost)
+        said = self._step_lines(number)
+        if said[found.steps :]:
+            self.append(number, said[found.steps :])
+        if said:
+            found.version = said[-1].version or 0
 
     def read(self, number: int, offset: int, limit: int) -> list[LogEntry] | None:
         survey = self._surveys.get(number)

@@ -387,7 +387,7 @@ class SqliteStore:
         """Whoever asks for a log nobody has asked for waits for that, and nobody else does."""
         try:
             found = await to_thread.run_sync(self._log.survey, number)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: no thread can be started
             raise StoreUnavailable(f"The log of run {number} cannot be read: {error}") from error
 
         def step(transaction: Transaction) -> Callable[[], None]:
