@@ -46,6 +46,7 @@ that folder, which `prepare` makes: see runfolder.py. The journal also has `run`
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -66,6 +67,8 @@ from spellq_workers.runfolder import Message, RunFolder
 from spellq_workers.world import RUN_DIRECTORY, World
 
 IDLE_SECONDS = 30.0
+
+_LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 _SHELL = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.path.exists(path)), "/bin/sh")
 
@@ -190,6 +193,7 @@ class Helper:
         self._oom_kills = OomKills()
         self._oom_kills_before: int | None = None
         self._sacrifice = Sacrifice()
+        self._limits = _read_limits()
         self._idle_since = time.monotonic()
         self._leaving = False
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -378,7 +382,7 @@ class Helper:
         except OSError as error:
             _complain("the world cannot be used again", error)
             self._leave()
-        if self._world.was_held:
+        if self._world.was_held or _read_limits() != self._limits:
             self._leave()
         return clean
 
@@ -477,6 +481,11 @@ class Helper:
             {"is": "ended", "run": command.run, "attempt": command.attempt, "exit": command.exit}
         )
         self._idle_since = time.monotonic()
+
+
+def _read_limits() -> list[tuple[int, int]]:
+    """What every command inherits from this process; one may have lowered them: it has its user."""
+    return [resource.getrlimit(limit) for limit in _LIMITS]
 
 
 def _error(message: str, *, mount: bool = False, leaving: bool = False) -> Message:
