@@ -209,6 +209,56 @@ async def test_no_process_is_left_behind(any_machine: Machine, tmp_path: Path, e
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.parametrize(
+    ("do", "see"),
+    [
+        ("prlimit --pid 1 --nofile=64:64", "ulimit -n"),
+        ("chmod 0 /dev/pts/ptmx", "stat -c %a /dev/pts/ptmx"),
+        ("chmod 0 /dev/pts", "stat -c %a /dev/pts"),
+    ],
+)
+async def test_what_one_run_forbids_the_next_may_do(
+    any_machine: Machine, do: str, see: str
+) -> None:
+    """Also what it may not do itself, like an ordinary user with /dev/pts, makes no difference."""
+    _, before = await any_machine.run(see)
+    await any_machine.run(f"{do}; {see}")
+    end, after = await any_machine.run(see)
+    assert (end.code, after) == (0, before)
+
+
+LOCKING: Final = """
+import os, socket
+reading, writing = socket.socketpair()
+writing.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 4096)
+if os.fork() == 0:
+    if os.fork() == 0:
+        gate = open("/tmp/gate", "w")
+        for _ in range(32):
+            writing.send(b"x")  # more than fits: some of it is in the pipe in the end
+    os._exit(0)  # an orphan at its end, which has the helper look around
+os.splice(reading.fileno(), 1, 4096)
+"""
+
+
+async def test_who_locks_the_pipe_of_its_output_can_be_killed(
+    any_machine: Machine, tmp_path: Path
+) -> None:
+    """A splice that waits for more from a socket keeps all others away from the pipe."""
+    (tmp_path / "lock.py").write_text(LOCKING)
+    execution = await any_machine.start(
+        f"mkfifo /tmp/gate; echo up; exec {sys.executable} /mnt/lock.py",
+        mounts={"/mnt/lock.py": tmp_path / "lock.py"},
+    )
+    await hear(execution, "up")
+    await anyio.to_thread.run_sync((execution.folder / "tmp/gate").read_text)
+    await execution.kill()
+    with anyio.fail_after(20):
+        assert (await execution.ended()).code == 137
+    assert execution.output.read_text().startswith("up\nx")
+
+
 # With an accomplice
 
 

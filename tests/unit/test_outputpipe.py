@@ -25,6 +25,14 @@ def test_all_that_was_written_is_there_once_it_is_closed(tmp_path: Path) -> None
     assert (tmp_path / "output").read_bytes() == b"one\n" + b"two\n" * 1000
 
 
+def test_it_carries_by_itself_from_start_to_close(tmp_path: Path) -> None:
+    pipe = OutputPipe(opened(tmp_path / "output"))
+    pipe.start()
+    os.write(pipe.writer, b"more than fits\n" * 100_000)
+    pipe.close()
+    assert (tmp_path / "output").read_bytes() == b"more than fits\n" * 100_000
+
+
 @contextmanager
 def file_system(place: Path, size: str) -> Iterator[Path]:
     place.mkdir()

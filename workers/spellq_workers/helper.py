@@ -46,6 +46,7 @@ that folder, which `prepare` makes: see runfolder.py. The journal also has `run`
 
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -66,6 +67,8 @@ from spellq_workers.runfolder import Message, RunFolder
 from spellq_workers.world import RUN_DIRECTORY, World
 
 IDLE_SECONDS = 30.0
+
+_LIMITS = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
 
 _SHELL = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.path.exists(path)), "/bin/sh")
 
@@ -118,6 +121,7 @@ class Command:
             self._started_at = time.time()
             if self._doom is not None:
                 return 128 + self._doom, self._doom
+            output.start()
             self.pid = self._spawn(output.writer)
             self.output = output
         except (OSError, ValueError) as error:
@@ -130,10 +134,14 @@ class Command:
                 output.close()
         return None
 
-    def end(self, code: int, ended_by: int | None, *, held: bool, out_of_memory: bool) -> None:
-        """Every process is dead: all it said is in its output, and the journal is written.
+    def close_output(self) -> None:
+        """Every process is dead: all it said is in its output."""
+        if self.output is not None:
+            self.output.close()
+            self.output = None
 
-        If that fails, the exit is told all the same.
+    def end(self, code: int, ended_by: int | None, *, held: bool, out_of_memory: bool) -> None:
+        """Write the journal. If that fails, the exit is told all the same.
 
         `held`: somebody outside may still write to the run's files.
         """
@@ -144,9 +152,6 @@ class Command:
             "ended_at": time.time(),
             "out_of_memory": out_of_memory,
         }
-        if self.output is not None:
-            self.output.close()
-            self.output = None
         about = {"run": self.run, "attempt": self.attempt, "boot_id": self._boot_id, "held": held}
         try:
             self.folder.write_journal(about | self.exit)
@@ -188,6 +193,7 @@ class Helper:
         self._oom_kills = OomKills()
         self._oom_kills_before: int | None = None
         self._sacrifice = Sacrifice()
+        self._limits = _read_limits()
         self._idle_since = time.monotonic()
         self._leaving = False
         with open("/proc/sys/kernel/random/boot_id") as file:
@@ -204,17 +210,9 @@ class Helper:
                     self._reap()
                 elif descriptor == self._listener.fileno():
                     self._accept()
-                elif not self._carry_output(descriptor):
+                else:
                     self._receive()
             self._keep_deadlines()
-
-    def _carry_output(self, descriptor: int) -> bool:
-        """Carry some of the command's output if the descriptor is that."""
-        output = self._command.output if self._command is not None else None
-        if output is None or descriptor != output.reader:
-            return False
-        output.carry()
-        return True
 
     def _watch_children(self) -> int:
         readable, writable = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -384,7 +382,7 @@ class Helper:
         except OSError as error:
             _complain("the world cannot be used again", error)
             self._leave()
-        if self._world.was_held:
+        if self._world.was_held or _read_limits() != self._limits:
             self._leave()
         return clean
 
@@ -403,8 +401,6 @@ class Helper:
                 self._send({"is": "started"})
                 self._end(command, *ended)
                 return
-            if command.output is not None:
-                self._poll.register(command.output.reader, select.POLLIN)
         self._send({"is": "started"})
         if command.exit is not None:
             self._report(command)
@@ -463,8 +459,7 @@ class Helper:
 
     def _end(self, command: Command, code: int, ended_by: int | None) -> None:
         out_of_memory = code == 128 + signal.SIGKILL and self._memory_was_short()
-        if command.output is not None:
-            self._poll.unregister(command.output.reader)
+        command.close_output()
         command.end(code, ended_by, held=self._leave_world(), out_of_memory=out_of_memory)
         self._report(command)
 
@@ -486,6 +481,11 @@ class Helper:
             {"is": "ended", "run": command.run, "attempt": command.attempt, "exit": command.exit}
         )
         self._idle_since = time.monotonic()
+
+
+def _read_limits() -> list[tuple[int, int]]:
+    """What every command inherits from this process; one may have lowered them: it has its user."""
+    return [resource.getrlimit(limit) for limit in _LIMITS]
 
 
 def _error(message: str, *, mount: bool = False, leaving: bool = False) -> Message:

@@ -49,6 +49,7 @@ RUN_DIRECTORY = "/spell"
 
 _TMP = "/tmp"  # noqa: S108
 _SHM = "/dev/shm"  # noqa: S108
+_PTS = "/dev/pts"
 _HOST = "/.host"
 _RUN = "/run"
 _OWN = ("proc", "dev", _RUN[1:], _TMP[1:], RUN_DIRECTORY[1:])
@@ -63,7 +64,7 @@ _SHOWN_OF_RUN = (
 )
 """Names, devices and drivers. What else listens there would act for a command outside its world:
 the user's own systemd, say, or Docker for root."""
-_COMMON = ("/dev/pts", _SHM, "/proc")
+_COMMON = (_PTS, _SHM, "/proc")
 """What one run after the other sees."""
 _NOBODYS = ("/proc", "/sys", "/dev", _HOST)
 """Where nothing of a run's may be."""
@@ -286,14 +287,16 @@ class World:
         make_read_only("/", MS_NOSUID | MS_NODEV)
 
     def _read_common_state(self) -> object:
-        """What changes when a run used /dev/shm, or the host has new devices."""
+        """What changes when a run used /dev/shm or closed a door, or the host has new devices."""
         host = os.stat(self._host.at("/dev")).st_mtime_ns
-        return host, os.stat(_SHM).st_ctime_ns, os.listdir(_SHM)
+        changed = [os.stat(place).st_ctime_ns for place in (_SHM, _PTS, f"{_PTS}/ptmx")]
+        return host, changed, os.listdir(_SHM)
 
     def _renew_common(self) -> None:
-        """A fresh /dev/shm; and drivers make some devices when they are first used."""
-        unmount(_SHM)
-        _mount_shm()
+        """Fresh /dev/shm and /dev/pts; and drivers make some devices when they are first used."""
+        for place in (_SHM, _PTS):
+            unmount(place)
+        _mount_shared_memory_and_terminals()
         make_writable("/dev")
         _add_devices()
         make_read_only("/dev", MS_NOSUID | MS_NODEV)
@@ -383,17 +386,16 @@ def _make_host_read_only() -> None:
 
 
 def _make_own_devices() -> None:
-    """Terminals and shared memory of its own."""
     for name, target in _DEVICE_LINKS.items():
         os.symlink(target, f"/dev/{name}")
-    os.mkdir("/dev/pts")
+    for place in (_SHM, _PTS):
+        os.mkdir(place)
+    _mount_shared_memory_and_terminals()
+
+
+def _mount_shared_memory_and_terminals() -> None:
     options = "newinstance,ptmxmode=0666,mode=620"
-    mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, options)
-    os.mkdir(_SHM)
-    _mount_shm()
-
-
-def _mount_shm() -> None:
+    mount("devpts", _PTS, "devpts", MS_NOSUID | MS_NOEXEC, options)
     mount("tmpfs", _SHM, "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
 
 
