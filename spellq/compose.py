@@ -110,7 +110,9 @@ def serve(settings: DaemonSettings) -> None:
         files.lock()
         config = read_config(settings.home)
         asked = setting("SPELLQ_PORT", _text(settings.port), config)
-        types = setting("SPELLQ_MACHINE_TYPES", settings.machine_types, config)
+        told = setting("SPELLQ_MACHINE_TYPES", settings.machine_types, {})
+        told = told or files.last_machine_types()
+        types = told or setting("SPELLQ_MACHINE_TYPES", None, config)
         slots = parse_machine_types(types or "cpu")
         master_slots = parse_master_slots(setting("SPELLQ_MASTER_SLOTS", None, config), slots)
         min_free = parse_min_free(setting("SPELLQ_MIN_FREE_BYTES", None, config))
@@ -120,6 +122,7 @@ def serve(settings: DaemonSettings) -> None:
             files,
             listener,
             _Offer(slots, master_slots, min_free),
+            told,
             starter,
             backend_options={"use_uvloop": True},
         )
@@ -179,7 +182,11 @@ class _Offer:
 
 
 async def _serve(
-    files: DaemonFiles, listener: socket.socket, offer: _Offer, starter: _Starter
+    files: DaemonFiles,
+    listener: socket.socket,
+    offer: _Offer,
+    told: str | None,
+    starter: _Starter,
 ) -> None:
     descriptors = raise_descriptor_limit()
     port = listener.getsockname()[1]
@@ -198,7 +205,7 @@ async def _serve(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leave_on_signal, server)
             tasks.start_soon(leave_when_idle, server, services)
-            files.announce(url, port)
+            files.announce(url, port, told)
             starter.say({"url": url})
             _log.info("serving at %s, slots %s, masters %s", url, offer.kinds, offer.masters)
             await server.serve(sockets=[listener])
