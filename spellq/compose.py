@@ -23,7 +23,7 @@ from spellq.control.outputs import SavedOutputs
 from spellq.control.runs import Runs
 from spellq.control.supervisor import Supervisor
 from spellq.daemon import AlreadyRunning, DaemonFiles, UnusableHome, local_owner
-from spellq.files import is_full
+from spellq.files import is_full, no_space
 from spellq.gateway import Services, create_app
 from spellq.gateway.auth import ADMIN, Authenticator
 from spellq.gateway.crowd import most_connections, raise_descriptor_limit
@@ -148,7 +148,7 @@ def _in_words(refusal: BaseException, home: Path) -> str:
     while error is not None:
         out_of_space = isinstance(error, OSError) and is_full(error)
         if out_of_space or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            return f"No space is left where {home} lies. Free some, then try again."
+            return no_space(home)
         error = error.__cause__
     return str(refusal)
 

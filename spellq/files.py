@@ -16,6 +16,11 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def no_space(folder: Path) -> str:
+    """What is said to whoever tried to use a full disk."""
+    return f"No space is left where {folder} lies. Free some, then try again."
+
+
 def write_private(path: Path, content: bytes) -> None:
     """Write a file that only its owner reads (0600); durable when this returns.
 

@@ -68,6 +68,7 @@ class Meeting:
 def test_a_command_outlives_the_daemon_and_keeps_its_exit_code(
     own: Installation, project: Path, how: signal.Signals
 ) -> None:
+    own.arguments = ["--port", "0"]  # its own again afterwards, which others do not use
     with Meeting() as meeting:
         first = own.start()
         command = f"echo before; {meeting.words}; echo after; echo x > x; exit 7"

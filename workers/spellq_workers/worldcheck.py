@@ -1,5 +1,6 @@
 """Whether this machine can make worlds, and what of the agent's own has to be visible in them."""
 
+import errno
 import os
 import pwd
 import sys
@@ -9,6 +10,7 @@ from typing import BinaryIO, Final
 
 from msgspec import Struct
 
+from spellq.files import no_space
 from spellq.ports import WorldError
 from spellq_workers.link import run_helper
 from spellq_workers.remedies import world_problem
@@ -52,7 +54,10 @@ def check_world(home: Path | None = None) -> WorldReport:
         config = {"check": os.path.realpath(folder)}
         started = run_helper(config, stderr.fileno(), stdout.fileno())
         if started.status != 0:
-            return WorldReport(world_problem(_said(stderr)))
+            said = _said(stderr)
+            if home is not None and said == os.strerror(errno.ENOSPC):
+                return WorldReport(no_space(home))
+            return WorldReport(world_problem(said))
         return WorldReport("", _said(stdout), started.through)
 
 
