@@ -23,7 +23,7 @@ from spellq.control.outputs import SavedOutputs
 from spellq.control.runs import Runs
 from spellq.control.supervisor import Supervisor
 from spellq.daemon import AlreadyRunning, DaemonFiles, UnusableHome, local_owner
-from spellq.files import is_full, no_space_left
+from spellq.files import is_full, no_space
 from spellq.gateway import Services, create_app
 from spellq.gateway.auth import ADMIN, Authenticator
 from spellq.gateway.crowd import most_connections, raise_descriptor_limit
@@ -38,14 +38,7 @@ from spellq.gateway.server import (
 from spellq.outbox import Outbox
 from spellq.ports import Store, StoreUnavailable, Token
 from spellq.seal import Sealer, UnusableKey, load_or_create_key
-from spellq.settings import (
-    InvalidSetting,
-    parse_machine_types,
-    parse_master_slots,
-    parse_min_free,
-    read_config,
-    setting,
-)
+from spellq.settings import InvalidSetting, Settings, read_settings, setting
 from spellq.tokens import make_token, token_hash
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
 from spellq_brokers.embedded.schema import WrongSchema
@@ -108,18 +101,16 @@ def serve(settings: DaemonSettings) -> None:
     files = DaemonFiles(settings.home)
     try:
         files.lock()
-        config = read_config(settings.home)
-        asked = setting("SPELLQ_PORT", _text(settings.port), config)
-        types = setting("SPELLQ_MACHINE_TYPES", settings.machine_types, config)
-        slots = parse_machine_types(types or "cpu")
-        master_slots = parse_master_slots(setting("SPELLQ_MASTER_SLOTS", None, config), slots)
-        min_free = parse_min_free(setting("SPELLQ_MIN_FREE_BYTES", None, config))
-        listener = listen(asked, files.last_port())
+        told = setting("SPELLQ_MACHINE_TYPES", settings.machine_types, {})
+        told = told or files.last_machine_types()
+        offer = read_settings(settings.home, _text(settings.port), told)
+        listener = listen(offer.port, files.last_port())
         anyio.run(
             _serve,
             files,
             listener,
-            _Offer(slots, master_slots, min_free),
+            offer,
+            told,
             starter,
             backend_options={"use_uvloop": True},
         )
@@ -145,7 +136,7 @@ def _in_words(refusal: BaseException, home: Path) -> str:
     while error is not None:
         out_of_space = isinstance(error, OSError) and is_full(error)
         if out_of_space or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            return no_space_left(home)
+            return no_space(home)
         error = error.__cause__
     return str(refusal)
 
@@ -169,17 +160,12 @@ class _Starter:
             os.close(descriptor)
 
 
-@dataclass(frozen=True)
-class _Offer:
-    """What this machine serves: slots by machine type, those for masters, and what disk is kept."""
-
-    kinds: dict[str, int]
-    masters: int
-    min_free_bytes: int
-
-
 async def _serve(
-    files: DaemonFiles, listener: socket.socket, offer: _Offer, starter: _Starter
+    files: DaemonFiles,
+    listener: socket.socket,
+    offer: Settings,
+    told: str | None,
+    starter: _Starter,
 ) -> None:
     descriptors = raise_descriptor_limit()
     port = listener.getsockname()[1]
@@ -193,14 +179,14 @@ async def _serve(
         await services.store.put_token(
             token_hash(token), Token(local_owner(), "local", ADMIN, SystemClock().now())
         )
-        most = most_connections(descriptors, offer.masters + sum(offer.kinds.values()))
+        most = most_connections(descriptors, offer.master_slots + sum(offer.slots.values()))
         server = Server(services.activity.watch(runtime.app), services.closing, most)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(leave_on_signal, server)
             tasks.start_soon(leave_when_idle, server, services)
-            files.announce(url, port)
+            files.announce(url, port, told)
             starter.say({"url": url})
-            _log.info("serving at %s, slots %s, masters %s", url, offer.kinds, offer.masters)
+            _log.info("serving at %s, slots %s, masters %s", url, offer.slots, offer.master_slots)
             await server.serve(sockets=[listener])
             files.withdraw()
             tasks.cancel_scope.cancel()
@@ -208,7 +194,7 @@ async def _serve(
 
 
 @asynccontextmanager
-async def embedded_runtime(home: Path, offer: _Offer, url: str) -> AsyncIterator[Runtime]:
+async def embedded_runtime(home: Path, offer: Settings, url: str) -> AsyncIterator[Runtime]:
     """The whole of an embedded installation, working: store first, then agent, then supervisor.
 
     Raises:
@@ -227,8 +213,8 @@ async def embedded_runtime(home: Path, offer: _Offer, url: str) -> AsyncIterator
         agent = Agent(
             AgentSettings(
                 name="local",
-                slots=offer.kinds,
-                master_slots=offer.masters,
+                slots=offer.slots,
+                master_slots=offer.master_slots,
                 gateway_url=url,
             ),
             store,

@@ -6,13 +6,15 @@ import pwd
 import stat
 import struct
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import msgspec
 from msgspec import Struct
 
 from spellq.files import write_private
 from spellq.version import __version__
+
+_MACHINE_TYPES: Final = "machine-types"
 
 
 class DaemonRecord(Struct, frozen=True):
@@ -35,7 +37,8 @@ class DaemonFiles:
     """What a daemon keeps in its home folder (mode 0700) for those who look for it.
 
     `daemon.lock` is locked as long as the daemon lives; `daemon.json` and `daemon.pid` are there
-    while it serves; `token` (0600) stays.
+    while it serves; `token` (0600) stays; `port` and `machine-types` are for the one that comes
+    next, also after a `kill -9`.
     """
 
     def __init__(self, home: Path) -> None:
@@ -89,9 +92,18 @@ class DaemonFiles:
         except (OSError, ValueError):
             return None
 
-    def announce(self, url: str, port: int) -> None:
-        """Say where this daemon serves."""
+    def last_machine_types(self) -> str | None:
+        """What a daemon before was asked to serve, by a flag or the environment."""
+        try:
+            return (self.home / _MACHINE_TYPES).read_text() or None
+        except (OSError, ValueError):
+            return None
+
+    def announce(self, url: str, port: int, machine_types: str | None) -> None:
+        """Say where this daemon serves, and keep what it was asked to serve for the next one."""
         record = DaemonRecord(url=url, pid=os.getpid())
+        if machine_types != self.last_machine_types():
+            write_private(self.home / _MACHINE_TYPES, (machine_types or "").encode())
         write_private(self.home / "port", str(port).encode())
         write_private(self.home / "daemon.pid", f"{os.getpid()}\n".encode())
         write_private(self.home / "daemon.json", msgspec.json.encode(record) + b"\n")
@@ -111,6 +123,11 @@ class DaemonFiles:
 
     def write_token(self, token: str) -> None:
         write_private(self.home / "token", f"{token}\n".encode())
+
+
+def forget_machine_types(home: Path) -> None:
+    """The next daemon serves what the settings say. Raises OSError."""
+    (home / _MACHINE_TYPES).unlink(missing_ok=True)
 
 
 def daemon_lives(home: Path) -> bool:

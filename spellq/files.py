@@ -16,8 +16,8 @@ def is_full(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def no_space_left(folder: Path) -> str:
-    """What to tell a user about a full disk."""
+def no_space(folder: Path) -> str:
+    """What is said to whoever tried to use a full disk."""
     return f"No space is left where {folder} lies. Free some, then try again."
 
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from msgspec import Struct
+
 from spellq.runs import MASTER_QUEUE, machine_type_key
 from spellq.sizes import parse_size
 
@@ -85,6 +87,34 @@ def parse_min_free(text: str | None) -> int:
             "in SPELLQ_MIN_FREE_BYTES."
         )
     return size
+
+
+class Settings(Struct, frozen=True):
+    """What a daemon serves, and where; `port` is one that was asked for."""
+
+    port: str | None
+    slots: dict[str, int]
+    master_slots: int
+    min_free_bytes: int
+
+
+def read_settings(
+    home: Path, port: str | None = None, machine_types: str | None = None
+) -> Settings:
+    """All of them, checked; the arguments are flags.
+
+    Raises:
+        InvalidSetting: the first that cannot be.
+    """
+    config = read_config(home)
+    types = setting("SPELLQ_MACHINE_TYPES", machine_types, config)
+    slots = parse_machine_types(types or "cpu")
+    return Settings(
+        port=setting("SPELLQ_PORT", port, config),
+        slots=slots,
+        master_slots=parse_master_slots(setting("SPELLQ_MASTER_SLOTS", None, config), slots),
+        min_free_bytes=parse_min_free(setting("SPELLQ_MIN_FREE_BYTES", None, config)),
+    )
 
 
 def _is_slots(text: str, least: int) -> bool:

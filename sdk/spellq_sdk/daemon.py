@@ -24,7 +24,12 @@ from typing import BinaryIO, Final
 import msgspec
 from msgspec import Struct
 
-from spellq.daemon import await_daemon_gone, await_daemon_ready, daemon_lives
+from spellq.daemon import (
+    await_daemon_gone,
+    await_daemon_ready,
+    daemon_lives,
+    forget_machine_types,
+)
 from spellq.version import __version__
 from spellq_sdk.exceptions import ClientException
 from spellq_sdk.settings import spellq_home
@@ -117,15 +122,18 @@ def ensure_daemon(
 def stop_daemon(home: Path | None = None) -> bool:
     """Ask the daemon to leave and wait for its exit. False: none lived.
 
+    What it was asked to serve by a flag or the environment is forgotten with it.
+
     Raises:
         ClientException: it did not leave within 30 s.
     """
+    home = home or spellq_home()
     daemon = find_daemon(home)
-    if daemon is None:
-        return False
-    _terminate(daemon.pid)
-    _reap()
-    return True
+    if daemon is not None:
+        _terminate(daemon.pid)
+        _reap()
+    forget_machine_types(home)
+    return daemon is not None
 
 
 def _prepare(home: Path) -> None:

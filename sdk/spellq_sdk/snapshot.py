@@ -84,7 +84,7 @@ def take_snapshot(
     plain = root is None
     if root is None:
         root = folder
-        names: Iterable[str] = _walk(root)
+        names: Iterable[str] = _walk(root, home.resolve() if home else None)
     else:
         tracked = _real(root, _tracked(root, warnings))
         others = frozenset(_untracked(root, warnings) if untracked else ())
@@ -216,7 +216,8 @@ def _real(root: Path, names: Iterable[str]) -> Iterator[str]:
 # Folders
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _walk(root: Path, home: Path | None) -> Iterator[str]:
+    """What lies in the folder; `home` is not looked into, where not everything can be read."""
     base = len(os.fspath(root).rstrip("/")) + 1
 
     def refuse(error: OSError) -> None:
@@ -231,7 +232,11 @@ def _walk(root: Path) -> Iterator[str]:
             path = os.path.join(place, name)
             if os.path.islink(path):
                 yield path[base:]
-            elif name != ".git" and not (rules and rules.match_file(path[base:] + "/")):
+            elif (
+                name != ".git"
+                and path != str(home)
+                and not (rules and rules.match_file(path[base:] + "/"))
+            ):
                 kept.append(name)
         folders[:] = kept
         yield from (os.path.join(place, name)[base:] for name in files if name != ".git")

@@ -38,7 +38,7 @@ def _checked(_context: click.Context, _option: click.Parameter, value: str | Non
     "--machine-types",
     metavar="NAME[=SLOTS],...",
     callback=_checked,
-    help="What this machine offers, and how many runs of each at once.",
+    help="What this machine offers, and how many runs of each at once; holds until 'down'.",
 )
 @click.option("--port", type=_ports, help="Where to serve.  [default: 7735, or a free one]")
 @click.option("--foreground", is_flag=True, help="Stay in this terminal until ^C.")
@@ -80,13 +80,11 @@ def down(stop: bool, kill: bool) -> None:
     how = "stop" if stop else "kill" if kill else None
     home = spellq_home()
     found = find_daemon(home)
-    if found is None:
-        output().line("✨ spellq is not running.")
-        return
-    name = program()
-    execute(lambda: _end_runs(found, how, name))
-    stop_daemon(home)
-    output().line("✨ spellq has stopped.")
+    if found is not None:
+        name = program()
+        execute(lambda: _end_runs(found, how, name))
+    left = stop_daemon(home)
+    output().line(f"✨ spellq {'has stopped' if left else 'is not running'}.")
 
 
 @click.command(epilog='Example: curl -H "Authorization: Bearer $(spellq token)" …')

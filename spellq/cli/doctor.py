@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from spellq.cli.screen import output
 from spellq.version import __version__
 
 if TYPE_CHECKING:
+    from spellq.settings import Settings
     from spellq_workers.worldcheck import WorldReport
 
 _LEAST_PYTHON: Final = (3, 11)
@@ -70,8 +70,12 @@ def examine(home: Path) -> Iterator[Check]:
     yield _packages()
     yield from _worlds(home)
     yield _writable(home)
-    yield _disk(home)
-    yield from _daemon(home)
+    settings = _settings(home)
+    if isinstance(settings, Check):
+        yield settings
+    else:
+        yield _disk(home, settings.min_free_bytes)
+        yield from _daemon(home, settings.port)
     yield _helpers(home)
 
 
@@ -156,20 +160,32 @@ def _writable(home: Path) -> Check:
     return Check("Home", good, f"{home}{'' if good else ' cannot be written to.'}", remedy)
 
 
-def _disk(home: Path) -> Check:
+def _settings(home: Path) -> "Settings | Check":
+    """The settings of a daemon that is started now; or what it would refuse to start with."""
+    from spellq.settings import InvalidSetting, read_settings
+
+    try:
+        return read_settings(home)
+    except InvalidSetting as error:
+        return Check("Settings", False, str(error))
+
+
+def _disk(home: Path, reserve_bytes: int) -> Check:
+    from spellq.files import free_bytes
     from spellq.sizes import human_size
 
-    free = shutil.disk_usage(_nearest(home)).free
-    good = free >= _LEAST_DISK_BYTES
-    return Check(
-        "Disk space",
-        good,
-        f"{human_size(free)} free{'' if good else '.'}",
-        "" if good else f"Free some where {home} lies; code and outputs are kept there.",
-    )
+    free = free_bytes(_nearest(home))
+    found = f"{human_size(free)} free"
+    remedy = f"Free some where {home} lies; code and outputs are kept there."
+    if free < reserve_bytes:
+        found += f", and no run starts below {human_size(reserve_bytes)}"
+        remedy += " SPELLQ_MIN_FREE_BYTES is how much has to be free."
+    elif free >= _LEAST_DISK_BYTES:
+        return Check("Disk space", True, found)
+    return Check("Disk space", False, f"{found}.", remedy)
 
 
-def _daemon(home: Path) -> Iterator[Check]:
+def _daemon(home: Path, port: str | None) -> Iterator[Check]:
     from spellq_sdk.daemon import find_daemon
 
     found = find_daemon(home)
@@ -183,14 +199,13 @@ def _daemon(home: Path) -> Iterator[Check]:
         )
         return
     yield Check("Daemon", True, "not running (started when needed)")
-    yield _port()
+    yield _port(port)
     yield from _left_runs(home)
 
 
-def _port() -> Check:
+def _port(asked: str | None) -> Check:
     from spellq.settings import DEFAULT_PORT
 
-    asked = os.environ.get("SPELLQ_PORT")
     if asked is not None and not (asked.isdigit() and int(asked) < 65536):
         return Check("Port", False, f"SPELLQ_PORT is {asked!r}.", "Set it to a number below 65536.")
     port = int(asked or DEFAULT_PORT)

@@ -1,7 +1,7 @@
 """`spellq workflow`: launch a master run, and look at or end whole workflows."""
 
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -22,7 +22,11 @@ from spellq.cli.screen import output
 from spellq.cli.shipping import code_here, ship
 from spellq.cli.tables import one_line, table
 from spellq.cli.times import ago, stamp
+from spellq.runs import FINAL
 from spellq.wire import RunPage, RunView, WorkflowView
+
+if TYPE_CHECKING:
+    from spellq_sdk import AsyncClient
 
 _PAGE: Final = 500
 
@@ -122,6 +126,8 @@ def stop(number: int, grace: float | None) -> None:
 
     async def send() -> None:
         async with connected() as client:
+            if await _has_ended(client, number):
+                return
             found = await client.gateway.end_workflow(number, "stop", grace)
         output().line(
             f"Stopping workflow {number}. Use '{name} logs -f {found.managing_run.id}' "
@@ -138,10 +144,21 @@ def kill(number: int) -> None:
 
     async def send() -> None:
         async with connected() as client:
+            if await _has_ended(client, number):
+                return
             await client.gateway.end_workflow(number, "kill")
         output().line(f"Successfully killed workflow {number}.")
 
     execute(send)
+
+
+async def _has_ended(client: "AsyncClient", number: int) -> bool:
+    """Whether there is nothing left to end; says so."""
+    found = await client.gateway.workflow(number)
+    if any(run.status not in FINAL for run in (found.managing_run, *found.runs)):
+        return False
+    output().line(f"Workflow {number} has already finished: {found.managing_run.status}.")
+    return True
 
 
 @workflow.command(epilog="Example: spellq workflow ls -n 5")

@@ -92,3 +92,14 @@ def test_what_the_command_itself_writes_is_no_code(shared: Installation, project
     assert {"kept.txt", "tee.log"} <= set(listed)
     assert "out.log" not in listed
     assert "complete" in (project / "tee.log").read_text()
+
+
+def test_a_home_within_the_project_stays_behind(own: Installation) -> None:
+    """Worlds that were made for runs hold folders which an ordinary user cannot read."""
+    folder = own.home.parent
+    (folder / "a.py").touch()
+    for _ in range(2):
+        told = own.spellq("run", "ls -A", cwd=folder)
+        assert told.returncode == 0, told.stderr
+        assert "a.py" in told.stdout.splitlines()
+        assert own.home.name not in told.stdout.splitlines()

@@ -51,6 +51,17 @@ def test_stop_and_kill_one_and_many(shared: Installation, project: Path) -> None
     assert "killed" in again.stdout
 
 
+def test_a_workflow_that_has_ended_is_neither_stopped_nor_killed(
+    shared: Installation, project: Path
+) -> None:
+    told = shared.spellq("workflow", "create", "-b", "-o", "json", "exit 3", cwd=project)
+    workflow = json.loads(told.stdout)
+    shared.spellq("logs", "-f", str(workflow["managing_run"]["id"]))
+    for verb in ("stop", "kill"):
+        told = shared.spellq("workflow", verb, str(workflow["id"]))
+        assert told.stdout == f"Workflow {workflow['id']} has already finished: complete.\n"
+
+
 def test_outputs_are_listed_and_copied(shared: Installation, project: Path) -> None:
     number = launched(shared, project, "mkdir d; echo one > d/a.txt; echo two > b.txt")
     shared.spellq("logs", "-f", number)

@@ -57,6 +57,27 @@ def test_who_is_on_a_port_is_named(own: Installation) -> None:
     assert check["remedy"] == "Set SPELLQ_PORT to a free one."
 
 
+def test_a_setting_that_keeps_the_daemon_from_starting(own: Installation) -> None:
+    (own.home / "config.toml").write_text('min_free_bytes = "much"\n')
+    told = own.spellq("doctor")
+    assert told.returncode == 1
+    assert "✖ Settings: Invalid free space 'much': use bytes, or KiB," in told.stdout
+
+
+def test_a_port_may_stand_in_the_settings(own: Installation) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        port = door.getsockname()[1]
+        (own.home / "config.toml").write_text(f"port = {port}\n")
+        told = own.spellq("doctor")
+    assert f"✖ Port: {port} is taken by " in told.stdout
+
+
+def test_a_disk_on_which_no_run_starts(own: Installation) -> None:
+    told = own.spellq("doctor", SPELLQ_MIN_FREE_BYTES="900000GiB")
+    assert told.returncode == 1
+    assert "free, and no run starts below 900000 GiB. Free some where" in told.stdout
+
+
 ROOT_OF_ITS_OWN: Final = ["unshare", "--user", "--map-root-user"]
 WITHOUT_NAMESPACES: Final = """
 echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all \

@@ -68,6 +68,7 @@ class Meeting:
 def test_a_command_outlives_the_daemon_and_keeps_its_exit_code(
     own: Installation, project: Path, how: signal.Signals
 ) -> None:
+    own.arguments = ["--port", "0"]  # its own again afterwards, which others do not use
     with Meeting() as meeting:
         first = own.start()
         command = f"echo before; {meeting.words}; echo after; echo x > x; exit 7"
@@ -150,6 +151,24 @@ def test_a_workflow_goes_on_over_a_restart(own: Installation, project: Path) -> 
     workflow.stdout.close()
     assert [line for line in told if line.startswith("done")] == ["done 0", "done 1", "done 2"]
     assert told.count("🎉 Run 1 complete") == 1
+
+
+def test_what_up_was_told_to_serve_holds_until_down(own: Installation, project: Path) -> None:
+    own.spellq("up", "--machine-types", "cpu=2,t4=1", "--port", "0")
+    first = find_daemon(own.home)
+    assert first is not None
+    own.spellq("run", "-b", "-t", "t4", "sleep 60", cwd=project)
+    own.spellq("run", "-b", "-t", "t4", "echo waited; exit 3", cwd=project)
+    end(first, signal.SIGKILL)
+    own.spellq("kill", "1")
+    own.spellq("logs", "-f", "2")
+    assert "complete (3)" in own.spellq("info", "2").stdout
+    assert own.spellq("run", "-t", "t4", "true", cwd=project).returncode == 0
+    second = find_daemon(own.home)
+    assert second is not None
+    end(second, signal.SIGKILL)
+    assert own.spellq("down").stdout == "✨ spellq is not running.\n"
+    assert "Unknown machine type" in own.spellq("run", "-t", "t4", "true", cwd=project).stderr
 
 
 def test_two_that_start_it_at_once_get_the_same_daemon(own: Installation) -> None:

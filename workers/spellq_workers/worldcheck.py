@@ -10,7 +10,7 @@ from typing import BinaryIO, Final
 
 from msgspec import Struct
 
-from spellq.files import no_space_left
+from spellq.files import no_space
 from spellq.ports import WorldError
 from spellq_workers.link import run_helper
 from spellq_workers.remedies import world_problem
@@ -55,8 +55,8 @@ def check_world(home: Path | None = None) -> WorldReport:
         started = run_helper(config, stderr.fileno(), stdout.fileno())
         if started.status != 0:
             said = _said(stderr)
-            if os.strerror(errno.ENOSPC) in said:
-                return WorldReport(no_space_left(home or Path(folder)))
+            if home is not None and said == os.strerror(errno.ENOSPC):
+                return WorldReport(no_space(home))
             return WorldReport(world_problem(said))
         return WorldReport("", _said(stdout), started.through)
 
