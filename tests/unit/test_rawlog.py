@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import resource
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -51,6 +52,23 @@ async def test_two_files_are_followed_by_one_watcher(
     assert await anext(second) == [Piece("b", 2)]
     (tmp_path / "a").write_bytes(b"a\n")
     assert await anext(first) == [Piece("a", 2)]
+
+
+async def test_nothing_is_lost_for_want_of_descriptors(
+    tmp_path: Path, watcher: OutputWatcher
+) -> None:
+    path = tmp_path / "output"
+    path.write_bytes(b"one\n")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        reading = asyncio.create_task(_all(path, watcher))
+        await asyncio.sleep(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not reading.done()
+    watcher.look()
+    assert await reading == [Piece("one", 4)]
 
 
 async def test_it_goes_on_where_an_earlier_agent_stopped(

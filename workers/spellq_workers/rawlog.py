@@ -1,6 +1,7 @@
 """A command's raw output, a file that grows, as the pieces that become log entries."""
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -64,6 +65,10 @@ class OutputWatcher:
         self._unwatched.discard(wake)
         self._wakers[watch.wd] = wake
         return watch
+
+    def wake_at_look(self, wake: Callable[[], None]) -> None:
+        """Call `wake` with every `look`, until `unwatch`."""
+        self._unwatched.add(wake)
 
     def unwatch(self, watch: Watch | None, wake: Callable[[], None]) -> None:
         self._unwatched.discard(wake)
@@ -153,8 +158,22 @@ class RawLog:
                     return None
                 await self._grown.wait()
                 continue
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    raise
+                await self._next_look()
+                continue
             os.lseek(file, self._delivered, os.SEEK_SET)
             return file
+
+    async def _next_look(self) -> None:
+        """Return with the watcher's next look, or once the file does not grow any more."""
+        self._grown.clear()
+        self._watcher.wake_at_look(self._grown.set)
+        try:
+            await self._grown.wait()
+        finally:
+            self._watcher.unwatch(None, self._grown.set)
 
     def _split(self, data: bytes) -> list[list[Piece]]:
         *lines, rest = (self._pending + data).split(b"\n")
