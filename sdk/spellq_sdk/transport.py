@@ -67,8 +67,8 @@ class ConnectionLost(ClientException):
 class Transport:
     """All a client's traffic with one gateway. Belongs to one event loop.
 
-    `on_away` is called with the URL once the gateway could not be reached for a second, and again
-    only after it was reached.
+    `on_away` is called with the URL once the gateway could not be reached, or could do nothing
+    (502 to 504), for a second, and again only after it could.
     """
 
     def __init__(self, door: Door) -> None:
@@ -282,7 +282,10 @@ class Transport:
                 timeout=timeout or aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS),
                 allow_redirects=False,
             ) as response:
-                self._reached()
+                if response.status in _TRY_AGAIN:
+                    self._note_away(address, began)
+                else:
+                    self._reached()
                 yield response
         except (aiohttp.InvalidURL, aiohttp.ClientSSLError) as error:
             raise ClientException(f"Cannot use {address.url}: {error}", None, error) from error
@@ -316,12 +319,15 @@ class Transport:
             ) from error
 
     def _unreachable(self, address: Address, error: Exception, began: float) -> "Unreachable":
+        self._note_away(address, began)
+        return Unreachable(address, error)
+
+    def _note_away(self, address: Address, began: float) -> None:
         self._away_since = began if self._away_since is None else self._away_since
         away = time.monotonic() - self._away_since
         if self.on_away and not self._told_away and away >= AWAY_SECONDS:
             self._told_away = True
             self.on_away(address.url)
-        return Unreachable(address, error)
 
     def _reached(self) -> None:
         self._was_reached = True

@@ -99,6 +99,7 @@ class MiniGateway:
         self._sent: dict[tuple[web.WebSocketResponse, int], int] = {}
         self._launched: dict[str, list[RunView]] = {}
         self._answers_lost = 0
+        self.is_unavailable = False
 
     @property
     def url(self) -> str:
@@ -236,6 +237,8 @@ class MiniGateway:
         return reply(views[0] if request.path == "/api/runs" else RunPage(views), 201)
 
     async def _get(self, request: web.Request) -> web.StreamResponse:
+        if self.is_unavailable:
+            return web.json_response({"error": "The store is away."}, status=503)
         if request.headers["Authorization"] != "Bearer secret":
             return error(401, "This token is not valid.")
         number = int(request.match_info["run"])
@@ -749,6 +752,20 @@ async def test_a_gateway_that_is_away_is_told_of_once(
         await client.runs.get(1)
     assert told == [gateway.url]
     await gateway.start()
+
+
+async def test_a_gateway_that_can_do_nothing_is_told_of_and_waited_for(
+    gateway: MiniGateway, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spellq_sdk.transport.AWAY_SECONDS", 0.05)
+    told = asyncio.Event()
+    client.gateway.transport.on_away = lambda _: told.set()
+    await client.runs.get(7)
+    gateway.is_unavailable = True
+    asking = asyncio.create_task(client.runs.get(7))
+    await told.wait()
+    gateway.is_unavailable = False
+    assert (await asking).id == 7
 
 
 @pytest.mark.parametrize("number", ["7", True, 1.5, None])
