@@ -221,3 +221,21 @@ async def test_a_home_in_a_groups_folder(shared_folder: Path) -> None:
         await machine.close()
     assert (end.code, output) == (0, "originalmore\n")
     assert (code / "train.py").read_text() == "original"
+
+
+UNLISTED: Final = "run 'whoami; echo $USER $HOME; touch ~/x && ls -A ~'"
+
+
+def test_a_user_whom_the_machine_does_not_list(own: Installation, project: Path) -> None:
+    """As a container's often is: HOME says where theirs is."""
+    told = subprocess.run(
+        ["unshare", "--user", "--map-user=54321", "--map-group=54321", "sh", "-c",
+         f"{SPELLQ} {UNLISTED}; code=$?; {SPELLQ} down --kill; exit $code"],
+        cwd=project,
+        env=own.environment(HOME=str(own.home.parent)),
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert f"uid54321 {own.home.parent}\nx\n" in told.stdout
