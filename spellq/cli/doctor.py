@@ -112,7 +112,8 @@ def try_world(home: Path) -> "WorldReport":
         worldcheck = importlib.import_module("spellq_workers.worldcheck")
         report: WorldReport = worldcheck.check_world(_nearest(home))
     except (ImportError, OSError) as error:
-        raise CannotTry(f"cannot be tried: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CannotTry(f"cannot be tried: {why}.") from error
     return report
 
 
@@ -121,7 +122,7 @@ def _worlds(home: Path) -> Iterator[Check]:
     try:
         report = try_world(home)
     except CannotTry as error:
-        yield Check("Worlds of runs", False, str(error))
+        yield Check("Worlds of runs", False, str(error), "Mend what else is missing first.")
         return
     if report.problem:
         yield Check("Worlds of runs", False, report.problem)
@@ -190,7 +191,7 @@ def _daemon(home: Path) -> Iterator[Check]:
 def _port() -> Check:
     from spellq.settings import DEFAULT_PORT
 
-    asked = os.environ.get("SPELLQ_PORT")
+    asked = os.environ.get("SPELLQ_PORT") or None
     if asked is not None and not (asked.isdigit() and int(asked) < 65536):
         return Check("Port", False, f"SPELLQ_PORT is {asked!r}.", "Set it to a number below 65536.")
     port = int(asked or DEFAULT_PORT)

@@ -57,6 +57,17 @@ def test_who_is_on_a_port_is_named(own: Installation) -> None:
     assert check["remedy"] == "Set SPELLQ_PORT to a free one."
 
 
+def test_an_empty_port_is_none_asked_for(own: Installation) -> None:
+    assert "✔ Port: " in own.spellq("doctor", SPELLQ_PORT="").stdout
+
+
+def test_where_no_home_can_be_the_reason_is_told_without_codes(own: Installation) -> None:
+    (own.home / "file").touch()
+    told = own.spellq("doctor", SPELLQ_HOME=str(own.home / "file/home")).stdout
+    assert "✖ Worlds of runs: cannot be tried: Not a directory. Mend what else is" in told
+    assert "cannot be written to. Make it writable, or set SPELLQ_HOME to a folder" in told
+
+
 ROOT_OF_ITS_OWN: Final = ["unshare", "--user", "--map-root-user"]
 WITHOUT_NAMESPACES: Final = """
 echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all \
