@@ -195,6 +195,20 @@ def test_a_home_on_a_hardened_file_system(own: Installation, project: Path) -> N
     assert said.splitlines().count("trained") == said.splitlines().count("weights") == 1
 
 
+PACKAGES: Final = (
+    "mkdir -p packages/data && mount -t tmpfs tmpfs packages/data && "
+    "echo seen > packages/data/file && export PYTHONPATH=$PWD/packages"
+)
+
+
+def test_a_file_system_mounted_among_the_packages(own: Installation, project: Path) -> None:
+    data = own.home.parent / "packages/data"
+    run = f"run 'cat {data}/file; touch {data}/x 2>&1 | cat'"
+    said = _elsewhere(own, PACKAGES, ["up", run])
+    assert "\nseen\n" in said
+    assert "Read-only file system" in said
+
+
 @pytest.fixture
 def shared_folder(tmp_path: Path) -> Path:
     """A folder of a group, to which belongs whatever is made in it."""
