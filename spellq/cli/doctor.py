@@ -116,7 +116,8 @@ def try_world(home: Path) -> "WorldReport":
         worldcheck = importlib.import_module("spellq_workers.worldcheck")
         report: WorldReport = worldcheck.check_world(_nearest(home))
     except (ImportError, OSError) as error:
-        raise CannotTry(f"cannot be tried: {error}.") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise CannotTry(f"cannot be tried: {why}.") from error
     return report
 
 
@@ -125,7 +126,7 @@ def _worlds(home: Path) -> Iterator[Check]:
     try:
         report = try_world(home)
     except CannotTry as error:
-        yield Check("Worlds of runs", False, str(error))
+        yield Check("Worlds of runs", False, str(error), "Mend what else is missing first.")
         return
     if report.problem:
         yield Check("Worlds of runs", False, report.problem)

@@ -78,6 +78,17 @@ def test_a_disk_on_which_no_run_starts(own: Installation) -> None:
     assert "free, and no run starts below 900000 GiB. Free some where" in told.stdout
 
 
+def test_an_empty_port_is_none_asked_for(own: Installation) -> None:
+    assert "✔ Port: " in own.spellq("doctor", SPELLQ_PORT="").stdout
+
+
+def test_where_no_home_can_be_the_reason_is_told_without_codes(own: Installation) -> None:
+    (own.home / "file").touch()
+    told = own.spellq("doctor", SPELLQ_HOME=str(own.home / "file/home")).stdout
+    assert "✖ Worlds of runs: cannot be tried: Not a directory. Mend what else is" in told
+    assert "cannot be written to. Make it writable, or set SPELLQ_HOME to a folder" in told
+
+
 ROOT_OF_ITS_OWN: Final = ["unshare", "--user", "--map-root-user"]
 WITHOUT_NAMESPACES: Final = """
 echo 0 > /proc/sys/user/max_user_namespaces && exec setpriv --inh-caps=-all --ambient-caps=-all \

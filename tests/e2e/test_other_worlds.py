@@ -195,6 +195,20 @@ def test_a_home_on_a_hardened_file_system(own: Installation, project: Path) -> N
     assert said.splitlines().count("trained") == said.splitlines().count("weights") == 1
 
 
+PACKAGES: Final = (
+    "mkdir -p packages/data && mount -t tmpfs tmpfs packages/data && "
+    "echo seen > packages/data/file && export PYTHONPATH=$PWD/packages"
+)
+
+
+def test_a_file_system_mounted_among_the_packages(own: Installation, project: Path) -> None:
+    data = own.home.parent / "packages/data"
+    run = f"run 'cat {data}/file; touch {data}/x 2>&1 | cat'"
+    said = _elsewhere(own, PACKAGES, ["up", run])
+    assert "\nseen\n" in said
+    assert "Read-only file system" in said
+
+
 @pytest.fixture
 def shared_folder(tmp_path: Path) -> Path:
     """A folder of a group, to which belongs whatever is made in it."""
@@ -221,3 +235,21 @@ async def test_a_home_in_a_groups_folder(shared_folder: Path) -> None:
         await machine.close()
     assert (end.code, output) == (0, "originalmore\n")
     assert (code / "train.py").read_text() == "original"
+
+
+UNLISTED: Final = "run 'whoami; echo $USER $HOME; touch ~/x && ls -A ~'"
+
+
+def test_a_user_whom_the_machine_does_not_list(own: Installation, project: Path) -> None:
+    """As a container's often is: HOME says where theirs is."""
+    told = subprocess.run(
+        ["unshare", "--user", "--map-user=54321", "--map-group=54321", "sh", "-c",
+         f"{SPELLQ} {UNLISTED}; code=$?; {SPELLQ} down --kill; exit $code"],
+        cwd=project,
+        env=own.environment(HOME=str(own.home.parent)),
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert f"uid54321 {own.home.parent}\nx\n" in told.stdout

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from spellq.resources import RUN_DIRECTORY
 from spellq.runs import Run
@@ -14,9 +14,24 @@ from spellq.runs import Run
 _SYSTEM_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
+class User(NamedTuple):
+    """Who the agent and its commands are."""
+
+    name: str
+    home: str
+
+
 @cache
-def _user() -> pwd.struct_passwd:
-    return pwd.getpwuid(os.getuid())
+def this_user() -> User:
+    """As the machine lists them, whatever HOME says.
+
+    One who is not listed, as it happens in a container, is called by their number, and HOME holds.
+    """
+    try:
+        listed = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return User(f"uid{os.geteuid()}", os.environ.get("HOME") or "/")
+    return User(listed.pw_name, listed.pw_dir)
 
 
 def run_environment(
@@ -26,11 +41,11 @@ def run_environment(
 
     Only a master run's holds a secret of ours: the token it launches worker runs with.
     """
-    user = _user()
+    user = this_user()
     environment = {
         "PATH": f"{Path(sys.executable).parent}:{_SYSTEM_PATH}",
-        "HOME": user.pw_dir,
-        "USER": user.pw_name,
+        "HOME": user.home,
+        "USER": user.name,
         "LANG": os.environ.get("LANG", "C.UTF-8"),
         "PYTHONUNBUFFERED": "1",
         **user_values,

@@ -16,6 +16,7 @@ from spellq_workers.mounts import (
     make_read_only,
     make_writable,
     mount,
+    mounts,
     unmount,
     unmount_if_free,
 )
@@ -44,15 +45,20 @@ class Places:
         self._writable: list[str] = []
         self._top_level: list[str] = []
 
-    def bind(self, source: str, target: str) -> None:
+    def bind(self, source: str, target: str, *, whole: bool = False) -> None:
         """Bind a file or folder at `target`, read-only, making the mount point if it is missing.
+
+        `whole`: with all that is mounted in it.
 
         Raises:
             Refused, OSError: it cannot be.
         """
-        self._bind(source, target)
+        self._bind(source, target, MS_REC if whole else 0)
         self._mounted.append((target, False))
         make_read_only(target, MS_NOSUID | MS_NODEV)
+        for place, options in mounts() if whole else ():
+            if is_below(place, target) and place != target:
+                make_read_only(place, MS_NOSUID | MS_NODEV, options)
 
     def bind_own(self, source: str, target: str) -> None:
         """Bind a folder of the run's own, to be written to; raises as `bind` does."""
@@ -117,9 +123,9 @@ class Places:
                 (os.rmdir if os.path.isdir(path) else os.unlink)(path)
         make_read_only("/", MS_NOSUID | MS_NODEV)
 
-    def _bind(self, source: str, target: str) -> None:
+    def _bind(self, source: str, target: str, flags: int = 0) -> None:
         self._ensure_point(target, folder=os.path.isdir(source))
-        mount(source, target, "", MS_BIND)
+        mount(source, target, "", MS_BIND | flags)
 
     def _ensure_point(self, target: str, *, folder: bool) -> None:
         if os.path.exists(target):

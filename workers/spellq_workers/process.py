@@ -17,6 +17,7 @@ import msgspec
 from anyio import to_thread
 
 from spellq.ports import Adopted, ExecutionLost, Exit, Job, WorldError
+from spellq_workers.environment import this_user
 from spellq_workers.link import (
     HelperSilent,
     Link,
@@ -25,7 +26,7 @@ from spellq_workers.link import (
     remove_folder,
     start_helper,
 )
-from spellq_workers.worldcheck import refuse_without_linux, user_home, visible_paths
+from spellq_workers.worldcheck import refuse_without_linux, visible_paths
 
 JOURNAL_KEPT_SECONDS: Final = 24 * 3600.0
 
@@ -387,7 +388,7 @@ def _request(job: Job, folder: Path) -> Message:
         "command": job.command,
         "cwd": job.cwd,
         "environment": job.environment,
-        "home": user_home(),
+        "home": this_user().home,
         "code": job.code and os.path.realpath(job.code),
         "mounts": [[os.path.realpath(mount.source), mount.target] for mount in job.mounts],
     }

@@ -124,6 +124,7 @@ class World:
         os.chdir("/")
         self._host = Host(_HOST)
         self._assemble()
+        self._crowded = [path for path in visible if _holds_mounts(_HOST + path)]
         self._common_state = self._read_common_state()
         self._base = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
@@ -212,7 +213,7 @@ class World:
                 hiding.append(home_place)
             for path in self._visible:
                 if any(is_below(path, place) for place in hiding):
-                    places.bind(host.at(path), path)
+                    places.bind(host.at(path), path, whole=path in self._crowded)
             for source, target in sorted(mounts, key=lambda pair: len(pair[1])):
                 _mount_resource(places, host.at(source), target)
             places.seal()
@@ -301,6 +302,11 @@ class World:
         _add_devices()
         make_read_only("/dev", MS_NOSUID | MS_NODEV)
         self._common_state = self._read_common_state()
+
+
+def _holds_mounts(folder: str) -> bool:
+    """An ordinary user's namespace could not bind such a folder without what is mounted in it."""
+    return any(is_below(place, folder) and place != folder for place, _ in mounts())
 
 
 def _copy_code(code: str, folder: str) -> None:

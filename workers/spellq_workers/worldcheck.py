@@ -2,7 +2,6 @@
 
 import errno
 import os
-import pwd
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from msgspec import Struct
 
 from spellq.files import no_space
 from spellq.ports import WorldError
+from spellq_workers.environment import this_user
 from spellq_workers.link import run_helper
 from spellq_workers.remedies import world_problem
 
@@ -66,11 +66,6 @@ def _said(file: BinaryIO) -> str:
     return file.read().decode(errors="replace").strip()
 
 
-def user_home() -> str:
-    """The home folder of this user, whatever HOME says."""
-    return pwd.getpwuid(os.geteuid()).pw_dir
-
-
 def visible_paths(home: Path) -> list[str]:
     """The folders of this interpreter and its packages, which every world shows where they lie.
 
@@ -83,7 +78,7 @@ def visible_paths(home: Path) -> list[str]:
     while executable.is_symlink():
         executable = executable.parent / executable.readlink()
         wanted.append(str(executable.parent))
-    own = [Path(os.path.realpath(place)) for place in (home, user_home(), _TMP)]
+    own = [Path(os.path.realpath(place)) for place in (home, this_user().home, _TMP)]
     found: list[Path] = []
     for path in sorted({Path(os.path.realpath(path)) for path in wanted if os.path.exists(path)}):
         holds_own = any(place.is_relative_to(path) for place in own)
