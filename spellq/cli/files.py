@@ -1,6 +1,7 @@
 """`spellq ls` and `cp`: what runs have saved."""
 
 import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,5 +100,18 @@ def _choose(tree: "Tree", folder: Path) -> "Tree":
         entry
         for entry in tree.entries
         if not os.path.lexists(folder / entry.path)
-        or click.confirm(f"Overwrite {folder / entry.path}?", err=True)
+        or _confirm(f"Overwrite {on_one_line(str(folder / entry.path))}?")
     )
+
+
+def _confirm(question: str) -> bool:
+    """Ask until the answer is yes or no (or empty: no). input(), in click's, may swallow a ^C."""
+    while True:
+        errors().write(errors().cell(f"{question} [y/N]: "))
+        answer = sys.stdin.readline()
+        if not answer:
+            raise click.Abort
+        if (word := answer.strip().lower()) in ("y", "yes"):
+            return True
+        if word in ("", "n", "no"):
+            return False

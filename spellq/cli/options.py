@@ -73,7 +73,7 @@ def run_options(function: _Function) -> _Function:
                          callback=_mounts,
                          help="What an earlier run saved, read-only at PATH; repeatable."),
             click.option("--label", "labels", multiple=True, help="A label; repeatable."),
-            click.option("--timeout", type=click.FloatRange(min=0, min_open=True),
+            click.option("--timeout", type=_AtLeastZero(min_open=True),
                          callback=_finite, metavar="MINUTES",
                          help="Stop the run after that long; its outputs are saved."),
             *_later(_LATER_RUN_VALUES, _LATER_RUN_FLAGS),
@@ -90,11 +90,20 @@ def later_workflow_options(function: _Function) -> _Function:
     return function
 
 
+class _AtLeastZero(click.FloatRange):
+    """A number of seconds or minutes, called a number in messages."""
+
+    name = "number"
+
+    def __init__(self, *, min_open: bool = False) -> None:
+        super().__init__(min=0, min_open=min_open)
+
+
 def grace_option(words: str) -> Callable[[_Function], _Function]:
     """`--grace SECONDS`; gives the parameter `grace`, None where it is not given."""
     return click.option(
         "--grace",
-        type=click.FloatRange(min=0),
+        type=_AtLeastZero(),
         callback=_finite,
         metavar="SECONDS",
         help=words,

@@ -16,7 +16,7 @@ from tests.faults.kills import kill_at_random
 from tests.faults.report import record, report_of, table
 from tests.faults.standstill import stand_still
 from tests.faults.sweep import SWEEPS, Crash, sweep
-from tests.simulation import run_seeds
+from tests.simulation import Summary, run_seeds
 
 HISTORIES = 2_000
 AT_ONCE = 2
@@ -32,8 +32,8 @@ class Progress:
         self._count = 0
         self._faults: list[str] = []
 
-    def step(self, tally: Tally | None = None) -> None:
-        self._count += 1
+    def step(self, tally: Tally | None = None, count: int = 1) -> None:
+        self._count += count
         if tally is not None:
             self._faults += tally.faults
         if sys.stdout.isatty():
@@ -45,6 +45,22 @@ class Progress:
         print(f"{start}{self._what}: {self._count} in {seconds:.0f} s", flush=True)
         for fault in self._faults:
             print(fault, flush=True)
+
+
+def simulate() -> Summary:
+    progress = Progress("simulated histories")
+    before = 0
+
+    def tell(summary: Summary) -> None:
+        nonlocal before
+        progress.step(count=summary.histories - before)
+        before = summary.histories
+
+    simulated = run_seeds(0, HISTORIES, tell=tell)
+    progress.over()
+    if not simulated.is_clean:
+        print(simulated, flush=True)
+    return simulated
 
 
 async def run_all(kills: int) -> tuple[Tally, dict[str, int], int]:
@@ -78,11 +94,12 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--kills", type=int, default=200)
     options = parser.parse_args()
-    simulated = run_seeds(0, HISTORIES)
-    tally, points, kills = asyncio.run(run_all(options.kills))
-    for name in ("lost", "started_twice", "finals_changed", "waits_missed"):
-        setattr(tally, name, getattr(tally, name) + getattr(simulated, name))
-    report = report_of(tally, simulated.histories, points, kills)
+    try:
+        simulated = simulate()
+        tally, points, kills = asyncio.run(run_all(options.kills))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    report = report_of(tally, simulated, points, kills)
     print(f"\n{table(report)}")
     if options.record:
         record(report)

@@ -6,7 +6,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -21,6 +20,7 @@ from spellq_sdk import AsyncClient
 from spellq_sdk.daemon import find_daemon, stop_daemon
 from spellq_sdk.doors import LocalDoor
 from tests.faults.evidence import Starts, Tally, examine
+from tests.faults.home import end, home_of_its_own, is_helper
 from tests.faults.reference import SCRIPT
 
 SPELLQ: Final = Path(sys.executable).parent / "spellq"
@@ -110,6 +110,8 @@ class Campaign:
                     await self._cli.wait()
             except TimeoutError:
                 self._miss("`spellq workflow` does not come back")
+            finally:
+                await end(self._cli)
 
     async def _wait_for_the_rest(self) -> None:
         """What a killed workflow left running, and what it launched."""
@@ -148,7 +150,7 @@ class Campaign:
     async def _kill_helper(self) -> bool:
         slots = [file.parent for file in self._home.glob("agent/slots/*/helper.pid")]
         slot = self._random.choice(slots) if slots else None
-        if slot is None or not _is_helper(pid := int((slot / "helper.pid").read_text()), slot):
+        if slot is None or not is_helper(pid := int((slot / "helper.pid").read_text()), slot):
             return False
         self._note_runs_in(slot)
         killed = _kill(pid)
@@ -210,18 +212,11 @@ def _kill(pid: int) -> bool:
     return True
 
 
-def _is_helper(pid: int, slot: Path) -> bool:
-    """Whether the process is this slot's helper still."""
-    with suppress(OSError):
-        return os.fsencode(slot) in Path(f"/proc/{pid}/cmdline").read_bytes()
-    return False
-
-
 def _commands(slot: Path) -> Iterator[int]:
     """The shells that the slot's helper is the parent of."""
     with suppress(OSError, ValueError):
         pid = int((slot / "helper.pid").read_text())
-        if _is_helper(pid, slot):
+        if is_helper(pid, slot):
             yield from map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
@@ -235,9 +230,7 @@ def _run_of(pid: int) -> int | None:
 
 async def kill_at_random(kills: int, seed: int, shown: Callable[[str], None]) -> Tally:
     """So many kills; the victims are drawn by seed, the moments are the machine's."""
-    with tempfile.TemporaryDirectory(prefix="spellq-kills-") as folder:
-        home = Path(folder) / "home"
-        home.mkdir(mode=0o700)
+    with home_of_its_own("spellq-kills-") as home:
         (home / "config.toml").write_text('machine_types = "cpu=6"\n')
         async with Starts.listening() as starts:
             campaign = Campaign(home, starts, kills, seed, shown)

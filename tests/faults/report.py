@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct
 
 from tests.faults.evidence import Tally
+from tests.simulation import Summary
 
 REPOSITORY: Final = Path(__file__).parents[2]
 KEPT: Final = REPOSITORY / "docs" / "reliability.json"
@@ -46,16 +47,16 @@ class Report(Struct, frozen=True, kw_only=True):
         return wrong + self.other_faults == 0
 
 
-def report_of(tally: Tally, histories: int, points: dict[str, int], kills: int) -> Report:
-    """The report of everything that was done; `tally` has it all together."""
+def report_of(tally: Tally, simulated: Summary, points: dict[str, int], kills: int) -> Report:
+    """The report of everything that was done: `tally` is what came of real processes."""
     named = tally.lost + tally.started_twice + tally.finals_changed + tally.waits_missed
     return Report(
-        lost=tally.lost,
-        started_twice=tally.started_twice,
-        finals_changed=tally.finals_changed,
-        waits_missed=tally.waits_missed,
-        other_faults=max(0, len(tally.faults) - named),
-        histories=histories,
+        lost=tally.lost + simulated.lost,
+        started_twice=tally.started_twice + simulated.started_twice,
+        finals_changed=tally.finals_changed + simulated.finals_changed,
+        waits_missed=tally.waits_missed + simulated.waits_missed,
+        other_faults=max(0, len(tally.faults) - named) + simulated.faults,
+        histories=simulated.histories,
         points=points,
         kills=kills,
         runs=tally.runs,

@@ -3,14 +3,13 @@
 import asyncio
 import os
 import signal
-import tempfile
-from pathlib import Path
 
 from anyio import to_thread
 
 from spellq_sdk import AsyncClient
 from spellq_sdk.daemon import ensure_daemon, stop_daemon
 from tests.faults.evidence import Starts, Tally, examine
+from tests.faults.home import home_of_its_own
 
 WAIT_SECONDS = 60.0
 
@@ -18,8 +17,7 @@ WAIT_SECONDS = 60.0
 async def stand_still(seconds: float) -> Tally:
     """A run ends while the daemon stands still; one is launched, and one waited for, meanwhile."""
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="spellq-still-") as folder:
-        home = Path(folder)
+    with home_of_its_own("spellq-still-") as home:
         daemon = await to_thread.run_sync(ensure_daemon, home)
         async with Starts.listening() as starts, AsyncClient(daemon.url, daemon.token) as client:
             running = await client.runs.new(command=f"{starts.words} sleep 1; echo x; exit 7")

@@ -4,7 +4,6 @@ import asyncio
 import os
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from spellq_sdk.daemon import ensure_daemon, find_daemon, stop_daemon
 from spellq_sdk.doors import Address
 from tests.faults.armed_daemon import REPORT
 from tests.faults.evidence import Starts, Tally, examine
+from tests.faults.home import home_of_its_own
 from tests.faults.reference import check_undisturbed, play
 
 _IN_THE_MIDDLE: Final = 180
@@ -98,8 +98,7 @@ class ArmedDoor:
 async def crash(*arms: Arm) -> Crash:
     """Play the reference workflow over armed daemons, one after the other; look at what is left."""
     tally = Tally()
-    with tempfile.TemporaryDirectory(prefix="spellq-crash-") as folder:
-        home = Path(folder)
+    with home_of_its_own("spellq-crash-") as home:
         (home / "config.toml").write_text(f'machine_types = "cpu=4"\nport = {_free_port()}\n')
         door = ArmedDoor(home, arms)
         async with Starts.listening() as starts:

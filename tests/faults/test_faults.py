@@ -13,9 +13,10 @@ from spellq.runs import RunSpec, Status
 from spellq_brokers.embedded import SqliteStore
 from tests.faults.evidence import Starts, Tally, examine
 from tests.faults.kills import kill_at_random
-from tests.faults.report import load, table, table_in_readme
+from tests.faults.report import load, report_of, table, table_in_readme
 from tests.faults.standstill import stand_still
 from tests.faults.sweep import SWEEPS, Arm, crash
+from tests.simulation import Summary
 
 
 @pytest.mark.parametrize("at", [30, 110, 190, 270, 350])
@@ -96,6 +97,15 @@ async def test_the_examiner_sees_a_command_that_was_started_twice(
     tally = Tally()
     await examine(tmp_path, [1], starts, tally)
     assert tally.started_twice == 1
+
+
+@pytest.mark.parametrize(
+    "kind", ["lost", "started_twice", "finals_changed", "waits_missed", "faults"]
+)
+def test_whatever_the_simulation_finds_is_in_the_report(kind: str) -> None:
+    assert report_of(Tally(), Summary(histories=1), {}, 0).is_clean
+    simulated = Summary(histories=1, **{kind: 1})  # type: ignore[arg-type]
+    assert not report_of(Tally(), simulated, {}, 0).is_clean
 
 
 def test_the_readme_has_the_figures_that_are_kept() -> None:

@@ -117,6 +117,8 @@ def test_a_known_subcommand_wins(
     ("arguments", "code", "message"),
     [
         (["run", "-m", "runs/1:a:b", "true"], 3, "Invalid mount 'runs/1:a:b'"),
+        (["run", "--grace", "x", "true"], 2, "'--grace': 'x' is not a valid number."),
+        (["stop", "--grace", "-1", "12"], 2, "'--grace': -1.0 is not in the range x>=0."),
         (["run", "-m", "upload/x", "true"], 3, "not a valid resource"),
         (["run", "-m", "runs/1:/proc/x", "true"], 3, "belongs to the run itself"),
         (["run"], 2, "Missing argument 'COMMAND...'. See 'spellq run --help'."),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spellq_workers.outputpipe import OutputPipe
+from spellq_workers.outputpipe import Carrier, OutputPipe
 
 
 def opened(path: Path) -> int:
@@ -25,12 +25,15 @@ def test_all_that_was_written_is_there_once_it_is_closed(tmp_path: Path) -> None
     assert (tmp_path / "output").read_bytes() == b"one\n" + b"two\n" * 1000
 
 
-def test_it_carries_by_itself_from_start_to_close(tmp_path: Path) -> None:
-    pipe = OutputPipe(opened(tmp_path / "output"))
-    pipe.start()
-    os.write(pipe.writer, b"more than fits\n" * 100_000)
-    pipe.close()
-    assert (tmp_path / "output").read_bytes() == b"more than fits\n" * 100_000
+def test_a_carrier_carries_one_after_the_other(tmp_path: Path) -> None:
+    carrier = Carrier()
+    for name in ("first", "second", "third"):
+        pipe = OutputPipe(opened(tmp_path / name))
+        carrier.begin(pipe)
+        os.write(pipe.writer, b"more than fits\n" * 100_000)
+        carrier.end()
+        pipe.close()
+        assert (tmp_path / name).read_bytes() == b"more than fits\n" * 100_000
 
 
 @contextmanager

@@ -90,6 +90,7 @@ async def test_changed_code_is_an_output(files: Path) -> None:
     ]
 
 
+@pytest.mark.root
 async def test_what_is_no_file_is_no_output(files: Path) -> None:
     os.mkfifo(files / "pipe")
     os.mknod(files / "whiteout", 0o020000, 0)

@@ -60,7 +60,7 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from spellq_workers.memory import OomKills, Sacrifice
 from spellq_workers.mounts import give_up_privileges, is_below
-from spellq_workers.outputpipe import OutputPipe
+from spellq_workers.outputpipe import Carrier, OutputPipe
 from spellq_workers.places import Refused
 from spellq_workers.privileges import NO_ENTRY, enter_namespaces, keep_apart
 from spellq_workers.runfolder import Message, RunFolder
@@ -76,13 +76,14 @@ _SHELL = next((path for path in ("/bin/bash", "/usr/bin/bash") if os.path.exists
 class Command:
     """One run's command: prepared, started once, ended."""
 
-    def __init__(self, request: Message, folder: RunFolder, boot_id: str) -> None:
+    def __init__(self, request: Message, folder: RunFolder, carrier: Carrier, boot_id: str) -> None:
         self.run: int = request["run"]
         self.attempt: int = request["attempt"]
         self.exit: Message | None = None
         self.pid: int | None = None
-        self.output: OutputPipe | None = None
         self.folder = folder
+        self._output: OutputPipe | None = None
+        self._carrier = carrier
         self._text: str = request["command"]
         self._environment: dict[str, str] = request["environment"]
         self._boot_id = boot_id
@@ -121,24 +122,25 @@ class Command:
             self._started_at = time.time()
             if self._doom is not None:
                 return 128 + self._doom, self._doom
-            output.start()
             self.pid = self._spawn(output.writer)
-            self.output = output
+            self._carrier.begin(output)
+            self._output = output
         except (OSError, ValueError) as error:
             if not self._started_at:
                 raise
             os.write(output.writer, f"spellq: the command cannot be executed: {error}\n".encode())
             return 126, None
         finally:
-            if self.output is None:
+            if self._output is None:
                 output.close()
         return None
 
     def close_output(self) -> None:
         """Every process is dead: all it said is in its output."""
-        if self.output is not None:
-            self.output.close()
-            self.output = None
+        if self._output is not None:
+            self._carrier.end()
+            self._output.close()
+            self._output = None
 
     def end(self, code: int, ended_by: int | None, *, held: bool, out_of_memory: bool) -> None:
         """Write the journal. If that fails, the exit is told all the same.
@@ -185,6 +187,7 @@ class Helper:
         self._listener = listener
         self._config = config
         self._world: World | None = None
+        self._carrier: Carrier
         self._connection: socket.socket | None = None
         self._received = b""
         self._command: Command | None = None
@@ -361,12 +364,13 @@ class Helper:
             world = World(config["slot"], config["cover"], config["visible"])
             give_up_privileges()
             keep_apart()
+            self._carrier = Carrier()
             self._world = world
         folder = self._world.prepare(
             request["folder"], request["home"], request["code"], request["mounts"]
         )
         try:
-            return Command(request, folder, self._boot_id)
+            return Command(request, folder, self._carrier, self._boot_id)
         except Refused:
             self._world.discard(folder)
             raise

@@ -29,75 +29,32 @@ class OutputPipe:
     def __init__(self, file: int) -> None:
         self._file = file
         self._lost_bytes = 0
-        self._carrier: threading.Thread | None = None
         try:
-            self._reader, self.writer = os.pipe2(os.O_CLOEXEC)
+            self.reader, self.writer = os.pipe2(os.O_CLOEXEC)
         except OSError:
             os.close(file)
             raise
-        try:
-            self._closing = os.eventfd(0)
-        except OSError:
-            self._close_descriptors()
-            raise
-        os.set_blocking(self._reader, False)
+        os.set_blocking(self.reader, False)
         with suppress(OSError):
             fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, _CAPACITY_BYTES)
-
-    def start(self) -> None:
-        """Carry, from now until `close`, in a thread of its own.
-
-        Whoever has the writer can make each reader wait as long as they like, non-blocking or not:
-        a splice from a socket on which nothing comes keeps the pipe locked. Once they are dead it
-        is free.
-
-        Raises:
-            OSError: no thread can be started.
-        """
-        ready = threading.Event()
-        carrier = threading.Thread(target=self._carry_on, args=(ready,), daemon=True)
-        try:
-            carrier.start()
-        except RuntimeError as error:
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
-        self._carrier = carrier
-        ready.wait()
-
-    def _carry_on(self, ready: threading.Event) -> None:
-        try:
-            unshare(CLONE_FS)  # who shares a root and a working directory may enter no other mounts
-        finally:
-            ready.set()
-        poll = select.poll()
-        for descriptor in (self._reader, self._closing):
-            poll.register(descriptor, select.POLLIN)
-        while self._closing not in dict(poll.poll()):
-            self.carry()
 
     def carry(self) -> None:
         """Carry some of what is there."""
         with suppress(BlockingIOError):
-            self._write(os.read(self._reader, _CAPACITY_BYTES))
+            self._write(os.read(self.reader, _CAPACITY_BYTES))
 
     def close(self) -> None:
         """Carry all that is there: for when those who wrote it are dead."""
-        if self._carrier is not None:
-            os.eventfd_write(self._closing, 1)
-            self._carrier.join()
         left = array.array("i", [0])
-        fcntl.ioctl(self._reader, termios.FIONREAD, left)
+        fcntl.ioctl(self.reader, termios.FIONREAD, left)
         with suppress(BlockingIOError):  # another reader was faster
             while left[0] > 0:
-                data = os.read(self._reader, left[0])
+                data = os.read(self.reader, left[0])
                 self._write(data)
                 left[0] -= len(data)
         if self._lost_bytes:
             self._write(b"")
-        os.close(self._closing)
-        self._close_descriptors()
-
-    def _close_descriptors(self) -> None:
-        for descriptor in (self._reader, self.writer, self._file):
+        for descriptor in (self.reader, self.writer, self._file):
             os.close(descriptor)
 
     def _write(self, data: bytes) -> None:
@@ -110,3 +67,61 @@ class OutputPipe:
                 data = data[os.write(self._file, data) :]
         except OSError:
             self._lost_bytes += len(data)
+
+
+class Carrier:
+    """A thread that carries the output of one command at a time.
+
+    Not the helper's own: whoever has the writer can make each reader wait as long as they like,
+    non-blocking or not. A splice from a socket on which nothing comes keeps the pipe locked, until
+    they are dead.
+
+    To be made before the first run's world is: a thread stays in the mount namespace it began in.
+    """
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            OSError: no thread can be started.
+        """
+        self._pipe: OutputPipe | None = None
+        self._wake = os.eventfd(0)
+        self._heard = threading.Event()
+        thread = threading.Thread(target=self._serve, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            os.close(self._wake)
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
+        self._heard.wait()
+
+    def begin(self, pipe: OutputPipe) -> None:
+        """Carry that pipe's output from now on."""
+        self._pipe = pipe
+        os.eventfd_write(self._wake, 1)
+
+    def end(self) -> None:
+        """Let go of the pipe; nobody else touches it when this returns."""
+        self._pipe = None
+        self._heard.clear()
+        os.eventfd_write(self._wake, 1)
+        self._heard.wait()
+
+    def _serve(self) -> None:
+        unshare(CLONE_FS)  # who shares a root and a working directory may enter no other mounts
+        self._heard.set()
+        while True:
+            pipe = self._pipe
+            poll = select.poll()
+            poll.register(self._wake, select.POLLIN)
+            if pipe is not None:
+                poll.register(pipe.reader, select.POLLIN)
+            self._carry_until_woken(poll, pipe)
+            if self._pipe is None:
+                self._heard.set()
+
+    def _carry_until_woken(self, poll: select.poll, pipe: OutputPipe | None) -> None:
+        while self._wake not in dict(poll.poll()):
+            if pipe is not None:
+                pipe.carry()
+        os.eventfd_read(self._wake)
