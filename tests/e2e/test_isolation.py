@@ -1,5 +1,6 @@
 """What a hostile command cannot do in any kind of world: alone, or with an accomplice."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -405,3 +406,23 @@ async def test_outputs_nobody_holds_are_moved(
     execution = await machine.start("echo true > made", mounts=mounts)
     await execution.ended()
     assert await saved_contents(execution, artifacts) == {"made": (b"true\n", 2)}
+
+
+# Keyrings
+
+KEYING: Final = """
+import ctypes, platform
+add_key = {"x86_64": 248, "aarch64": 217}[platform.machine()]
+libc = ctypes.CDLL(None, use_errno=True)
+for keyring in (-4, -3, -2, -1):  # the user's two, the session's, the process's
+    key = libc.syscall(add_key, b"user", b"leak", b"secret", 6, keyring)
+    print(key, ctypes.get_errno())
+"""
+
+
+async def test_the_kernels_keyrings_are_closed(machine: Machine, tmp_path: Path) -> None:
+    """They are one for all the runs of a user."""
+    script = tmp_path / "keying.py"
+    script.write_text(KEYING)
+    _, output = await machine.run(f"{sys.executable} /mnt/keying", mounts={"/mnt/keying": script})
+    assert output == f"-1 {errno.EPERM}\n" * 4

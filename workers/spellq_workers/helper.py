@@ -58,6 +58,7 @@ from typing import NoReturn
 # Isolated (-I) and without site (-S): this package's own parent is not on the path.
 sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from spellq_workers.keyrings import close_keyrings
 from spellq_workers.memory import OomKills, Sacrifice
 from spellq_workers.mounts import give_up_privileges, is_below
 from spellq_workers.outputpipe import Carrier, OutputPipe
@@ -296,7 +297,7 @@ class Helper:
             if self._connection.send(data) == len(data):
                 return
         except OSError:
-            pass
+            close_keyrings()
         self._disconnect()
 
     def _answer(self, request: Message) -> None:
@@ -364,6 +365,7 @@ class Helper:
             world = World(config["slot"], config["cover"], config["visible"])
             give_up_privileges()
             keep_apart()
+            close_keyrings()
             self._carrier = Carrier()
             self._world = world
         folder = self._world.prepare(
