@@ -8,6 +8,7 @@ import ctypes
 import errno
 import platform
 import struct
+from collections.abc import Mapping
 
 _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
@@ -16,7 +17,7 @@ _NUMBER, _ARCHITECTURE = 0, 4
 """Where the kernel tells a filter which call it is, and of which architecture."""
 _NOT_X32 = 0xBFFFFFFF
 
-_CALLS = {
+_CALLS: dict[str, dict[int, tuple[int, ...]]] = {
     "x86_64": {0xC000003E: (248, 249, 250), 0x40000003: (286, 287, 288)},
     "aarch64": {0xC00000B7: (217, 218, 219), 0x40000028: (309, 310, 311)},
 }
@@ -32,7 +33,7 @@ def close_keyrings() -> bool:
     return bool(prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, described, 0, 0) == 0)
 
 
-def _program(calls: dict[int, tuple[int, ...]]) -> bytes:
+def _program(calls: Mapping[int, tuple[int, ...]]) -> bytes:
     lines = []
     for architecture, numbers in calls.items():
         block = [_line(_LOAD, value=_NUMBER), _line(_AND, value=_NOT_X32)]
