@@ -293,11 +293,9 @@ class Helper:
         if self._connection is None:
             return
         data = json.dumps(message).encode() + b"\n"
-        try:
+        with suppress(OSError):
             if self._connection.send(data) == len(data):
                 return
-        except OSError:
-            close_keyrings()
         self._disconnect()
 
     def _answer(self, request: Message) -> None:
