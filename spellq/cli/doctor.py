@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -155,10 +156,14 @@ def _overlay(refusal: str) -> Check:
 
 
 def _writable(home: Path) -> Check:
-    place = _nearest(home)
-    good = os.access(place, os.W_OK | os.X_OK) and place.is_dir()
-    remedy = "" if good else "Make it writable, or set SPELLQ_HOME to a folder that is."
-    return Check("Home", good, f"{home}{'' if good else ' cannot be written to.'}", remedy)
+    """Found out by writing: root is told by the kernel that it may, even where nobody can."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="doctor-", dir=_nearest(home)):
+            return Check("Home", True, str(home))
+    except OSError as error:
+        found = f"{home} cannot be written to: {error.strerror}."
+        remedy = "Make it writable, or set SPELLQ_HOME to a folder that is."
+        return Check("Home", False, found, remedy)
 
 
 def _settings(home: Path) -> "Settings | Check":

@@ -86,7 +86,12 @@ def test_where_no_home_can_be_the_reason_is_told_without_codes(own: Installation
     (own.home / "file").touch()
     told = own.spellq("doctor", SPELLQ_HOME=str(own.home / "file/home")).stdout
     assert "✖ Worlds of runs: cannot be tried: Not a directory. Mend what else is" in told
-    assert "cannot be written to. Make it writable, or set SPELLQ_HOME to a folder" in told
+    assert "cannot be written to: Not a directory. Make it writable, or set SPELLQ_HOME to" in told
+
+
+def test_a_home_where_not_even_root_can_write(own: Installation) -> None:
+    told = own.spellq("doctor", SPELLQ_HOME="/proc/home").stdout
+    assert "✖ Home: /proc/home cannot be written to: No such file or directory. Make it" in told
 
 
 ROOT_OF_ITS_OWN: Final = ["unshare", "--user", "--map-root-user"]
@@ -120,12 +125,28 @@ def test_apparmors_profile_is_printed_whole(tmp_path: Path) -> None:
     problem = world_problem("making new namespaces: uid_map: Operation not permitted\n", tmp_path)
     assert problem.startswith("making new namespaces: uid_map: Operation not permitted. AppArmor")
     _, begin, rest = problem.partition("sudo tee /etc/apparmor.d/spellq >/dev/null <<'EOF'\n")
-    profile, end, _ = rest.partition("\nEOF\nsudo apparmor_parser -r /etc/apparmor.d/spellq\n")
+    profile, end, _ = rest.partition("\nEOF\nsudo apparmor_parser -r /etc/apparmor.d/spellq")
     assert begin
     assert end
     interpreter = os.path.realpath(sys.executable)
     assert f'profile spellq "{interpreter}" flags=(unconfined) {{\n  userns,\n' in profile
-    assert "apt-get install bubblewrap" in problem
+
+
+def test_a_bubblewrap_that_was_tried_in_vain_is_not_advised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first word is the helper's own, the second that of bubblewrap 0.8 on Debian."""
+    said = (
+        "making new namespaces: Operation not permitted\n"
+        "bwrap: No permissions to create a new namespace. See <file:///README.Debian.gz>.\n"
+    )
+    monkeypatch.setenv("PATH", str(tmp_path))
+    without = world_problem(said, tmp_path)
+    assert without.endswith("sudo apt-get install bubblewrap")
+    (tmp_path / "bwrap").touch(mode=0o755)
+    tried = world_problem(said, tmp_path)
+    assert "README.Debian.gz>. In a container, " in tried
+    assert "install" not in tried
 
 
 def test_debians_setting_is_named(tmp_path: Path) -> None:

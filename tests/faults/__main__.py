@@ -71,14 +71,14 @@ async def run_all(kills: int) -> tuple[Tally, dict[str, int], int]:
 
         def seen(crash: Crash, progress: Progress = progress) -> None:
             tally.add(crash.tally)
-            progress.step(crash.tally)
+            progress.step(crash.tally, count=int(crash.is_complete))
 
         points[what] = await sweep(arms, AT_ONCE, seen)
         progress.over()
     at_points = tally.kills
     progress = Progress("kills at random")
     killing = await kill_at_random(kills, seed=1, shown=lambda _: progress.step())
-    progress.step(killing)
+    progress.step(killing, count=0)
     progress.over()
     tally.add(killing)
     progress = Progress(f"standing still for {STILL_SECONDS:.0f} s")

@@ -93,6 +93,7 @@ def load() -> Report:
 
 def record(report: Report) -> None:
     """Keep the report, and bring the README to it."""
+    KEPT.parent.mkdir(exist_ok=True)
     KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n")
     before, _, rest = README.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ def world_problem(error: str, settings: Path = _SETTINGS) -> str:
     `settings` is where the kernel's are to be read.
     """
     said = "; ".join(dict.fromkeys(filter(None, map(str.strip, error.splitlines()))))
-    return f"{said or 'It said nothing'}. {_remedy(said, settings)}"
+    return f"{said.rstrip('.') or 'It said nothing'}. {_remedy(said, settings)}".rstrip()
 
 
 def _remedy(error: str, settings: Path) -> str:
@@ -55,14 +56,17 @@ def _namespaces(settings: Path) -> str:
         return (
             "AppArmor lets only programs with a profile make user namespaces. Give one to this "
             f"Python:\n{apparmor_profile()}\n"
-            "Or, where AppArmor has a profile that lets bubblewrap keep its capabilities: "
-            "sudo apt-get install bubblewrap"
+            + _bubblewrap("Or bubblewrap, where AppArmor has a profile that leaves it its rights")
         )
     return (
         "In a container, run it as root with the capability SYS_ADMIN, and with seccomp and "
-        "AppArmor unconfined. Elsewhere, bubblewrap may be allowed to make them: "
-        "sudo apt-get install bubblewrap"
+        "AppArmor unconfined. " + _bubblewrap("Elsewhere bubblewrap may be allowed to make them")
     )
+
+
+def _bubblewrap(where: str) -> str:
+    """The advice to install it, unless it is there and was tried in vain."""
+    return "" if shutil.which("bwrap") else f"{where}: sudo apt-get install bubblewrap"
 
 
 def _is_restricted(settings: Path) -> bool:
