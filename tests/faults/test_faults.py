@@ -1,17 +1,20 @@
 """A few of the faults that `make test-faults` tries all of, and the examiner's own tests."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from spellq.clock import SystemClock
 from spellq.lifecycle import Advance, Claim, End
 from spellq.ports import LEASE_SECONDS, NewRun
-from spellq.runs import RunSpec, Status
+from spellq.runs import Reached, RunSpec, Status
 from spellq_brokers.embedded import SqliteStore
-from tests.faults.evidence import Starts, Tally, examine
+from tests.faults.evidence import Starts, Tally, examine, examine_run
 from tests.faults.kills import kill_at_random
 from tests.faults.report import load, report_of, table, table_in_readme
 from tests.faults.standstill import stand_still
@@ -97,6 +100,33 @@ async def test_the_examiner_sees_a_command_that_was_started_twice(
     tally = Tally()
     await examine(tmp_path, [1], starts, tally)
     assert tally.started_twice == 1
+
+
+async def test_the_examiner_sees_a_final_status_that_changed(tmp_path: Path) -> None:
+    await make_runs(tmp_path, ended=True)
+    store = await SqliteStore.open(tmp_path, SystemClock())
+    run, history = await store.get(1), await store.history(1)
+    await store.close()
+    assert run is not None
+    killed = Reached(Status.KILLED, run.version + 1, run.history[-1].at)
+    changed = replace(run, history=(*run.history, killed))
+    tally = Tally()
+    examine_run(changed, history, 1, tally)
+    assert tally.finals_changed == 1
+    assert tally.faults[1:] == [
+        "run 1 went from complete to killed",
+        "run 1: its events do not give its state",
+    ]
+
+
+async def test_the_examiner_sees_that_an_event_is_lost(tmp_path: Path, starts: Starts) -> None:
+    """In the file itself."""
+    await make_runs(tmp_path, ended=True)
+    with closing(sqlite3.connect(tmp_path / "state.db")) as file, file:
+        assert file.execute("DELETE FROM events WHERE rowid = 2").rowcount == 1
+    tally = Tally()
+    await examine(tmp_path, [1], starts, tally)
+    assert tally.faults == ["run 1: its events do not give its state"]
 
 
 @pytest.mark.parametrize(
