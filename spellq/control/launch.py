@@ -1,6 +1,7 @@
 """Launching: from a request to a run that waits for a machine, checked before anything is made."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Final
@@ -139,14 +140,16 @@ class Launcher:
         key = machine_type_key(name)
         if key == MASTER_QUEUE:
             raise Rejected(f"{name!r} is no machine type: those slots are for master runs.")
-        known = sorted(await self._served() - {MASTER_QUEUE})
+        served = await self._served()
+        known = sorted(served.keys() - {MASTER_QUEUE})
         if key in known:
             return
         near = get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
+        types = [*(f"{queue}={served[queue]}" for queue in known), key[:63] or "cpu"]
         raise Rejected(
             f"Unknown machine type {name[:80]!r}.{hint} Served here: {', '.join(known) or 'none'}. "
-            f"Serve it with: spellq up --machine-types {','.join([*known, key[:63] or 'cpu'])}"
+            f"Serve it with: spellq up --machine-types {','.join(types)}"
         )
 
     async def _check_masters_are_served(self) -> None:
@@ -156,8 +159,8 @@ class Launcher:
                 "then: spellq down; spellq up"
             )
 
-    async def _served(self) -> set[str]:
-        """The queues that have slots.
+    async def _served(self) -> Counter[str]:
+        """The queues that have slots, and how many.
 
         Where nobody at all is heard, agents may just have been stopped for a while, as this process
         may: who lives is heard again within a heartbeat.
@@ -166,7 +169,7 @@ class Launcher:
         if not agents:
             await anyio.sleep(HEARD_AGAIN_SECONDS)
             agents = await self._store.agents()
-        return {queue for agent in agents for queue, count in agent.slots.items() if count}
+        return +sum((Counter(agent.slots) for agent in agents), Counter())
 
     async def _mounts(self, resources: dict[str, str], sees: str | None) -> tuple[Mount, ...]:
         if len(resources) > MAX_MOUNTS:

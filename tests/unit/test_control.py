@@ -129,7 +129,7 @@ async def test_who_sees_outputs_may_mount_them(world: World) -> None:
 async def test_masters_are_no_machine_type(world: World) -> None:
     with pytest.raises(Rejected, match="is no machine type"):
         await world.launch(machine_type="Masters")
-    with pytest.raises(Rejected, match=r"Served here: cpu\. Serve it with"):
+    with pytest.raises(Rejected, match=r"here: cpu\. Serve it with: .* cpu=\d+,k80$"):
         await world.launch(machine_type="k80")
 
 
