@@ -165,31 +165,43 @@ class Feed:
             self._release(event.run)
 
     def _release(self, number: int) -> None:
-        """Deliver what was held and follows now."""
+        """Deliver what was held and follows now; what was delivered meanwhile is let go."""
         held = self._held[number]
-        while (event := held.pop(self._versions.get(number, 0) + 1, None)) is not None:
-            self._deliver(event)
+        for version in sorted(held):
+            known = self._versions.get(number, 0)
+            if version == known + 1:
+                self._deliver(held[version])
+            if version <= known + 1:
+                del held[version]
         if not held:
             del self._held[number]
 
     async def _fill(self, number: int) -> None:
-        """After a moment, read what lacks from the run's own history."""
+        """After a moment, read what lacks from the run's own history.
+
+        What arrives while its answer is on the way may be newer than that, and stays held.
+        """
         await anyio.sleep(HOLD_SECONDS)
-        while held := self._held.get(number):
+        while number in self._held:
+            asked = tuple(self._held[number])
             try:
                 history = await self._store.history(number, self._versions.get(number, 0))
             except StoreUnavailable as error:
                 _log.warning("run %s: events are missing: %s", number, error)
                 await anyio.sleep(AGAIN_SECONDS)
                 continue
+            held = self._held.get(number)
+            if held is None:  # what lacked has arrived
+                break
             if number not in self._versions and history and history[0].at < self._since:
                 # A run of before this feed: what happened then was told by others.
                 self._versions[number] = min(held) - 1
             for event in history:
                 if event.version == self._versions.get(number, 0) + 1:
-                    held.pop(event.version, None)
                     self._deliver(event)
-            self._held.pop(number, None)
+            for version in asked:
+                held.pop(version, None)
+            self._release(number)
         self._tell()
 
     def _deliver(self, event: Event) -> None:

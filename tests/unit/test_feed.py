@@ -97,6 +97,50 @@ async def test_what_never_comes_is_read_from_the_runs_history(world: World) -> N
     assert await watching == [1, 2, 3, 4, 5, 6]
 
 
+async def test_what_comes_while_the_history_is_on_its_way_is_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer was true when it was sent; the last event overtakes it."""
+    steps = await world.whole_run()
+    read = world.store.history
+
+    async def slow(number: int, after_version: int = 0) -> list[Event]:
+        monkeypatch.undo()
+        answer = await read(number, after_version)
+        await world.bus.publish([steps[5]])
+        await asyncio.sleep(0.01)
+        return answer[:-1]
+
+    monkeypatch.setattr(world.store, "history", slow)
+    watching = asyncio.create_task(world.seen(1, 6))
+    await asyncio.sleep(0)
+    await world.bus.publish([steps[2]])
+    assert await watching == [1, 2, 3, 4, 5, 6]
+
+
+async def test_what_lacked_may_come_while_the_history_is_on_its_way(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = await world.whole_run()
+    read = world.store.history
+
+    async def slow(number: int, after_version: int = 0) -> list[Event]:
+        await world.bus.publish(steps[:2])
+        await asyncio.sleep(0.01)
+        return await read(number, after_version)
+
+    monkeypatch.setattr(world.store, "history", slow)
+    watching = asyncio.create_task(world.seen(1, 6))
+    await asyncio.sleep(0)
+    await world.bus.publish([steps[2]])
+    async with asyncio.timeout(5):
+        async for logged in world.feed.events(EventFilter(), None):
+            if logged.event.version == 3:
+                break
+    await world.bus.publish(steps[3:])
+    assert await watching == [1, 2, 3, 4, 5, 6]
+
+
 async def test_what_comes_twice_is_seen_once(world: World) -> None:
     steps = await world.whole_run()
     watching = asyncio.create_task(world.seen(1, 6))
