@@ -207,7 +207,7 @@ async def embedded_runtime(home: Path, offer: Settings, url: str) -> AsyncIterat
     outbox = Outbox(store, bus)
     artifacts = await DiskArtifacts.make(home / "artifacts", offer.min_free_bytes)
     executor = ProcessExecutor(home)
-    feed = Feed(store, bus, clock)
+    feed = Feed(store, store, bus, clock)
     supervisor = Supervisor(store, bus, outbox, feed, clock)
     async with OutputWatcher() as watcher:
         agent = Agent(

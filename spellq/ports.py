@@ -72,7 +72,8 @@ class NewRun(Struct, frozen=True):
 class Committed(Struct, frozen=True):
     """What one atomic step made: the run, its new events in the log, its new length of log.
 
-    Without `logged` the step changed nothing: it repeated an earlier one.
+    Without `logged` the step changed nothing: it repeated an earlier one. Where the log is another
+    engine than the store, the events have no cursors until they are read from there.
     """
 
     run: Run
@@ -231,8 +232,8 @@ class EventLog(Protocol):
         """
 
 
-class Store(RunStore, LogStore, Leases, Tokens, EventLog, Protocol):
-    """All that one engine keeps."""
+class Store(RunStore, LogStore, Leases, Tokens, Protocol):
+    """All that one engine keeps of the present. The log of events may be kept by another."""
 
     async def close(self) -> None:
         """Finish what was asked for, then let go of the engine."""
@@ -279,8 +280,8 @@ class Bus(Protocol):
         or cancelled, it is offered again.
         """
 
-    def listen(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Committed]]]:
-        """What is published from now on. A listener that falls behind holds nobody up.
+    def listen(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Logged]]]:
+        """What comes into the log from now on. A listener that falls behind holds nobody up.
 
         Events may lack, come twice or out of order: the reader repairs that from the store.
         """

@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup, TaskStatus
 
 from spellq.events import Cursor, Event, EventFilter, Logged
-from spellq.ports import Bus, Clock, Committed, RunQuery, Store, StoreUnavailable
+from spellq.ports import Bus, Clock, EventLog, RunQuery, Store, StoreUnavailable
 
 HOLD_SECONDS: Final = 0.05
 AGAIN_SECONDS: Final = 1.0
@@ -31,8 +31,9 @@ _log = logging.getLogger(__name__)
 class Feed:
     """What happens, for those who wait for it. Costs no broker object per waiter."""
 
-    def __init__(self, store: Store, bus: Bus, clock: Clock) -> None:
+    def __init__(self, store: Store, log: EventLog, bus: Bus, clock: Clock) -> None:
         self._store = store
+        self._log = log
         self._bus = bus
         self._clock = clock
         self._since: datetime = clock.now()
@@ -47,7 +48,7 @@ class Feed:
         """Read the bus until cancelled; started once what is published next will be seen."""
         async with self._bus.listen() as batches, anyio.create_task_group() as tasks:
             self._since = self._clock.now()
-            self._recent.begin(await self._store.head())
+            self._recent.begin(await self._log.head())
             for run in await self._store.find(RunQuery(limit=None, live=True)):
                 self._versions[run.id] = run.version
             await tasks.start(self._run_logs)
@@ -106,6 +107,10 @@ class Feed:
         """Where `events` begins when it is given no cursor."""
         return self._recent.newest
 
+    async def check(self, cursor: Cursor) -> None:
+        """Raises ValueError where `cursor` is none of this log."""
+        await self._log.events_after(cursor, 1)
+
     async def events(
         self, wanted: EventFilter, after: Cursor | None
     ) -> AsyncGenerator[Logged, None]:
@@ -133,7 +138,7 @@ class Feed:
     async def _page_of_log(self, cursor: Cursor) -> tuple[Sequence[Logged], int | None]:
         """What the log has after a cursor, and where in memory it goes on (None: in the log)."""
         end = self._recent.end
-        page = await self._store.events_after(cursor, PAGE)
+        page = await self._log.events_after(cursor, PAGE)
         place = self._recent.place_after(page[-1].cursor if page else cursor)
         if place is None and len(page) < PAGE:
             place = end
@@ -141,14 +146,13 @@ class Feed:
 
     # Taking in
 
-    def _take(self, batch: Sequence[Committed], tasks: TaskGroup) -> None:
+    def _take(self, batch: Sequence[Logged], tasks: TaskGroup) -> None:
         before = self._recent.end
-        for committed in batch:
-            for logged in committed.logged:
-                since = self._recent.end
-                self._sort_in(logged.event, tasks)
-                if not self._held:
-                    self._recent.settle(logged.cursor, since)
+        for logged in batch:
+            since = self._recent.end
+            self._sort_in(logged.event, tasks)
+            if not self._held:
+                self._recent.settle(logged.cursor, since)
         if self._recent.end > before:
             self._tell()
 

@@ -108,7 +108,7 @@ async def events(
 
 async def _check_cursor(services: Services, cursor: Cursor) -> None:
     try:
-        await services.store.events_after(cursor, 1)
+        await services.feed.check(cursor)
     except (ValueError, OverflowError) as error:
         raise Rejected(
             f"{cursor[:40]!r} is no cursor of this event log. "

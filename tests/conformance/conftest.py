@@ -1,11 +1,12 @@
 """The adapters under test; a cluster's join here, and nothing else changes."""
 
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from spellq.ports import ArtifactStore, Bus, Store
+from spellq.ports import ArtifactStore, Bus, EventLog, Store
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
 from tests.clocks import HandClock
 
@@ -24,6 +25,22 @@ async def store(
     else:
         store = await SqliteStore.in_memory(clock)
     yield store
+    await store.close()
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What an installation runs on, each part belonging to the others."""
+
+    store: Store
+    log: EventLog
+    bus: Bus
+
+
+@pytest.fixture(params=["embedded"])
+async def engines(clock: HandClock) -> AsyncIterator[Engines]:
+    store = await SqliteStore.in_memory(clock)
+    yield Engines(store, store, InProcessBus())
     await store.close()
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from spellq.events import EventType, fold
+from spellq.events import fold
 from spellq.lifecycle import Advance, Claim, Command, End, Kill, Label, Refused, Stop
 from spellq.ports import Committed, NewRun, RunQuery, Store, UnknownRun
 from spellq.runs import Run, RunSpec, Status, Workflow
@@ -118,27 +118,6 @@ async def test_folding_the_history_gives_the_state(store: Store) -> None:
     assert [event.version for event in history] == list(range(1, len(history) + 1))
     assert fold(history) == await store.get(run.id)
     assert await store.history(run.id, len(history) - 1) == history[-1:]
-
-
-async def test_the_event_log_has_every_event_once_in_order(store: Store) -> None:
-    before = await store.head()
-    runs = [await new_run(store, f"c{n}") for n in range(3)]
-    for run in runs:
-        await walk(store, run.id, CLAIM, RUNNING)
-    logged = await store.events_after(before)
-    assert [(entry.event.run, entry.event.version) for entry in logged] == [
-        *((run.id, 1) for run in runs),
-        *((run.id, version) for run in runs for version in (2, 3)),
-    ]
-    assert logged[0].event.type is EventType.RUN_CREATED
-    assert await store.events_after(logged[4].cursor) == logged[5:]
-    assert await store.events_after(await store.head()) == []
-    assert await store.events_after(before, 2) == logged[:2]
-
-
-async def test_a_cursor_of_nobody_is_refused(store: Store) -> None:
-    with pytest.raises(ValueError, match="no cursor"):
-        await store.events_after("nonsense")
 
 
 async def test_find_is_newest_first_by_page_and_filter(store: Store) -> None:

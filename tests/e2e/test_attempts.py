@@ -81,7 +81,7 @@ class Machine:
         self.artifacts = artifacts
         self.bus = InProcessBus()
         self.outbox = Outbox(store, self.bus)
-        self.feed = Feed(store, self.bus, SystemClock())
+        self.feed = Feed(store, store, self.bus, SystemClock())
         self.executor = PausingExecutor(home)
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+from spellq.events import Logged
 from spellq.ports import Committed, StoreUnavailable, Ticket, TicketSource
 from tests.simulation.loop import current_process
 from tests.simulation.network import Log
@@ -58,10 +59,10 @@ class ChaoticBus:
             raise
 
     @asynccontextmanager
-    async def listen(self) -> AsyncIterator[AsyncIterator[Sequence[Committed]]]:
+    async def listen(self) -> AsyncIterator[AsyncIterator[Sequence[Logged]]]:
         yield self._messages_from(len(self._log.messages))
 
-    async def _messages_from(self, place: int) -> AsyncIterator[Sequence[Committed]]:
+    async def _messages_from(self, place: int) -> AsyncIterator[Sequence[Logged]]:
         messages = self._log.messages
         while True:
             known = place
@@ -69,8 +70,8 @@ class ChaoticBus:
             await self._world.take_time(0.0005, 0.02)
             if self._world.chance(0.02) and not self._world.faults_are_over:
                 place = max(0, place - 3)
-            batch, place = tuple(messages[place:]), len(messages)
-            yield batch
+            batch, place = messages[place:], len(messages)
+            yield [logged for message in batch for logged in message]
 
     def log_grew(self, number: int, length: int) -> None:
         for reader in self._readers:

@@ -10,7 +10,7 @@ from spellq.control.outputs import SavedOutputs
 from spellq.control.runs import Runs
 from spellq.control.supervisor import Supervisor
 from spellq.outbox import Outbox
-from spellq.ports import Store
+from spellq.ports import EventLog, Store
 from spellq.seal import Sealer
 from spellq_brokers.embedded import SqliteStore
 from spellq_workers.agent import Agent, AgentSettings
@@ -24,7 +24,7 @@ from tests.simulation.installation import (
 )
 from tests.simulation.loop import Process
 from tests.simulation.machine import AgentsMachine, SimExecutor, SimMachine
-from tests.simulation.network import Log, Remote
+from tests.simulation.network import Log, Remote, RemoteLog
 from tests.simulation.service import Service
 from tests.simulation.store import Disk, SimArtifacts, StoresWriter
 from tests.simulation.world import SimClock, World
@@ -73,6 +73,9 @@ class Cluster:
         assert self._store is not None
         return self._store
 
+    async def log(self) -> EventLog:
+        return RemoteLog(self._world, self._log)
+
     def strike(self) -> None:
         world = self._world
         what = world.random.random()
@@ -90,7 +93,7 @@ class Cluster:
 
     def _remote(self) -> Store:
         assert self._store is not None
-        return Remote(self._world, self._store, self._log)  # type: ignore[return-value]
+        return Remote(self._world, self._store)  # type: ignore[return-value]
 
     def _agent(self, machine: SimMachine, number: int) -> Service:
         async def live(process: Process, leave: asyncio.Event) -> None:
@@ -115,7 +118,7 @@ class Cluster:
         clock = SimClock(world)
         store = self._remote()
         outbox = Outbox(store, bus)
-        feed = Feed(store, bus, clock)
+        feed = Feed(store, RemoteLog(world, self._log), bus, clock)
         supervisor = Supervisor(
             store, bus, outbox, feed, clock, lost_after_seconds=self._lost_after_seconds
         )

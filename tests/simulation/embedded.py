@@ -10,7 +10,7 @@ from spellq.control.outputs import SavedOutputs
 from spellq.control.runs import Runs
 from spellq.control.supervisor import Supervisor
 from spellq.outbox import Outbox
-from spellq.ports import Store
+from spellq.ports import EventLog, Store
 from spellq.seal import Sealer
 from spellq_brokers.embedded import InProcessBus, SqliteStore
 from spellq_workers.agent import Agent, AgentSettings
@@ -39,7 +39,7 @@ class Embedded:
         self.machines = [SimMachine(world, "the machine", {"cpu": world.random.choice((1, 2, 3))})]
         self._daemon = Service(world, "daemon", self._live, away_seconds=120.0)
         self.services = [self._daemon]
-        self._serving: Store | None = None
+        self._serving: SqliteStore | None = None
         self._world = world
         self._machine = self.machines[0]
         self._artifacts = SimArtifacts(world)
@@ -54,6 +54,10 @@ class Embedded:
         await self.gateways.any()
 
     async def store(self) -> Store:
+        assert self._serving is not None
+        return self._serving
+
+    async def log(self) -> EventLog:
         assert self._serving is not None
         return self._serving
 
@@ -73,7 +77,7 @@ class Embedded:
         store = await SqliteStore.over(SimWriter(world, self.disk), clock, self.disk.log)
         bus = InProcessBus()
         outbox = Outbox(store, bus)
-        feed = Feed(store, bus, clock)
+        feed = Feed(store, store, bus, clock)
         supervisor = Supervisor(store, bus, outbox, feed, clock)
         executor = SimExecutor(machine)
         settings = AgentSettings(

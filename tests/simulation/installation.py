@@ -2,7 +2,7 @@
 
 from typing import Final, Protocol
 
-from spellq.ports import Store
+from spellq.ports import EventLog, Store
 from spellq.runs import MASTER_QUEUE
 from tests.simulation.gateway import Gateways
 from tests.simulation.machine import SimMachine
@@ -30,6 +30,9 @@ class Installation(Protocol):
 
     async def store(self) -> Store:
         """The store that serves now."""
+
+    async def log(self) -> EventLog:
+        """The log of events that is read now."""
 
     def strike(self) -> None:
         """Something bad happens."""

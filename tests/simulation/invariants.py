@@ -5,7 +5,7 @@ from typing import Final
 
 from spellq.events import BEGINNING, fold
 from spellq.logs import LogEntry, status_line
-from spellq.ports import RunQuery, Store
+from spellq.ports import EventLog, RunQuery, Store
 from spellq.runs import FINAL, MASTER_QUEUE, Cause, Run, Status
 from spellq.wire import RunRequest
 from tests.simulation.client import OWNER, Client, Record, right_answer
@@ -43,7 +43,7 @@ async def look_through(
         await _look_at_run(world, store, run, truth)
     _look_at_answers(world, record, runs)
     await _look_at_logs(world, store, record, runs, truth)
-    await _look_at_the_event_log(world, store, record)
+    await _look_at_the_event_log(world, await installation.log(), record)
     if await store.unpublished(0):
         world.violated("faults", "something was never published")
     for machine in installation.machines:
@@ -178,10 +178,10 @@ def _look_at_status_lines(world: World, run: Run, entries: list[LogEntry]) -> No
         world.violated("faults", f"run {run.id}: its end is told {len(ends)} times")
 
 
-async def _look_at_the_event_log(world: World, store: Store, record: Record) -> None:
+async def _look_at_the_event_log(world: World, log: EventLog, record: Record) -> None:
     everything = [
         (logged.event.run, logged.event.version)
-        for logged in await store.events_after(BEGINNING, 1_000_000)
+        for logged in await log.events_after(BEGINNING, 1_000_000)
         if logged.event.owner == OWNER
     ]
     for name, seen in record.subscriptions.items():

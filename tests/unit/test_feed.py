@@ -69,7 +69,7 @@ class World:
 async def world() -> AsyncIterator[World]:
     store = await SqliteStore.in_memory(HandClock())
     bus = InProcessBus()
-    feed = Feed(store, bus, HandClock())
+    feed = Feed(store, store, bus, HandClock())
     running = asyncio.create_task(feed.run(task_status=(started := Started())))
     await started.event.wait()
     yield World(store, bus, feed)
@@ -233,7 +233,7 @@ async def test_a_reader_that_comes_back_at_once_misses_nothing_read_from_a_histo
     await world.bus.publish(steps)
     clock = HandClock()
     clock.pass_seconds(1)
-    feed = Feed(world.store, world.bus, clock)
+    feed = Feed(world.store, world.store, world.bus, clock)
     running = asyncio.create_task(feed.run(task_status=(started := Started())))
     await started.event.wait()
     cursor = feed.newest

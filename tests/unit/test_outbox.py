@@ -32,5 +32,5 @@ async def test_a_committer_that_is_cancelled_publishes_first(store: Store) -> No
         with anyio.CancelScope() as scope:
             scope.cancel()
             await outbox.apply(1, Claim(1, "box.1", "cpu-0", "claim"))
-        assert [entry.run.version for entry in await anext(heard)] == [1, 2]
+        assert [logged.event.version for logged in await anext(heard)] == [1, 2]
     assert await store.unpublished(0) == []

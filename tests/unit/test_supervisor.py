@@ -24,7 +24,7 @@ class World:
         self.clock = clock
         self.bus = InProcessBus()
         outbox = Outbox(store, self.bus)
-        feed = Feed(store, self.bus, clock)
+        feed = Feed(store, store, self.bus, clock)
         self.supervisor = Supervisor(store, self.bus, outbox, feed, clock)
 
     async def run(self, *steps: Command, **spec: float) -> int:
@@ -112,7 +112,7 @@ async def test_what_its_committer_did_not_publish_is_published(world: World) -> 
     await world.store.create([NewRun(number, "ada", RunSpec("true"))])
     async with world.bus.listen() as heard:
         await world.look_after(2)
-        assert [entry.run.id for entry in await anext(heard)] == [number]
+        assert [logged.event.run for logged in await anext(heard)] == [number]
     assert await world.next_ticket() == Ticket(number, 1, "cpu")
     assert await world.store.unpublished(0) == []
 

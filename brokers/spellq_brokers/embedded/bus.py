@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
+from spellq.events import Logged
 from spellq.ports import Committed, Ticket, TicketSource
 
 T = TypeVar("T")
@@ -19,13 +20,14 @@ class InProcessBus:
 
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
-        self._listeners: list[_Mailbox[Committed]] = []
+        self._listeners: list[_Mailbox[Logged]] = []
         self._log_readers: list[_Lengths] = []
         self._agents: dict[str, list[asyncio.Event]] = {}
 
     async def publish(self, committed: Sequence[Committed]) -> None:
+        logged = [each for entry in committed for each in entry.logged]
         for listener in self._listeners:
-            listener.put(committed)
+            listener.put(logged)
 
     async def offer(self, tickets: Sequence[Ticket]) -> None:
         for ticket in tickets:
@@ -41,8 +43,8 @@ class InProcessBus:
             raise
 
     @asynccontextmanager
-    async def listen(self) -> AsyncIterator[AsyncIterator[Sequence[Committed]]]:
-        mailbox: _Mailbox[Committed] = _Mailbox()
+    async def listen(self) -> AsyncIterator[AsyncIterator[Sequence[Logged]]]:
+        mailbox: _Mailbox[Logged] = _Mailbox()
         self._listeners.append(mailbox)
         try:
             yield mailbox.batches()
