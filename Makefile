@@ -60,8 +60,9 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all]"
 	@touch $@
 
-$(VENV)/.tested: pyproject.toml | $(VENV)/.python
+$(VENV)/.tested: pyproject.toml tests/services.py | $(VENV)/.python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m tests.services
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -3,6 +3,7 @@
 The sentences are Spell's, as its transcripts show them; those that nobody recorded keep its voice.
 """
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -82,3 +83,8 @@ def go_duration(span: timedelta) -> str:
     fraction = f".{micros:06d}".rstrip("0") if micros else ""
     head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
     return f"{head}{seconds}{fraction}s"
+
+
+def raw_end(entries: Iterable[LogEntry]) -> int:
+    """How far in the command's raw output the entries reach, in bytes; 0 where they hold none."""
+    return max((entry.raw_end or 0 for entry in entries), default=0)

@@ -32,7 +32,10 @@ class UnknownRun(LookupError):
 
 
 class StoreUnavailable(Exception):
-    """The engine behind a port cannot be reached or cannot write now. Nothing was changed."""
+    """The engine behind a port cannot be reached or cannot write now.
+
+    Nothing was changed, or all of it and only the answer was lost: then a repeat changes nothing.
+    """
 
 
 class StoreFull(StoreUnavailable):
@@ -160,7 +163,11 @@ class LogStore(Protocol):
     """Each run's log: a sequence of entries with dense offsets from 0."""
 
     async def append(self, number: int, entries: Sequence[LogEntry]) -> int:
-        """Append agent's entries; returns the log's new length. Entries keep their order."""
+        """Append agent's entries; returns the log's new length. Entries keep their order.
+
+        Entries whose `raw_end` is not beyond what the log has reached repeat an earlier append,
+        whose answer was lost: nothing changes.
+        """
 
     async def read(self, number: int, offset: int, limit: int = 1000) -> list[LogEntry]:
         """At most `limit` entries from `offset` on; at least one if there is one."""

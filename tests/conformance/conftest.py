@@ -1,14 +1,19 @@
 """The adapters under test; a cluster's join here, and nothing else changes."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-from spellq.ports import ArtifactStore, Bus, EventLog, Store
+from spellq.ports import ArtifactStore, Bus, Clock, EventLog, Store
+from spellq_brokers.cluster import RedisStore
+from spellq_brokers.cluster.engine import Engine
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
 from tests.clocks import HandClock
+from tests.services import RedisServer, redis_server
 
 
 @pytest.fixture
@@ -16,16 +21,48 @@ def clock() -> HandClock:
     return HandClock()
 
 
-@pytest.fixture(params=["sqlite-file", "sqlite-memory"])
+@pytest.fixture(scope="session")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite-file", "sqlite-memory", "redis"])
 async def store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: HandClock
 ) -> AsyncIterator[Store]:
-    if request.param == "sqlite-file":
+    store: Store
+    if request.param == "redis":
+        url = request.getfixturevalue("redis").url
+        store = await redis_store(url, clock)
+    elif request.param == "sqlite-file":
         store = await SqliteStore.open(tmp_path, clock)
     else:
         store = await SqliteStore.in_memory(clock)
     yield store
     await store.close()
+
+
+Passing = Callable[[float], Awaitable[None]]
+
+
+@pytest.fixture
+def passing(store: Store, clock: HandClock) -> Passing:
+    """Lets seconds pass: where the engine has a clock of its own, real ones."""
+
+    async def wait(seconds: float) -> None:
+        clock.pass_seconds(seconds)
+        if isinstance(store, RedisStore):
+            await asyncio.sleep(seconds)
+
+    return wait
+
+
+async def redis_store(url: str, clock: Clock) -> RedisStore:
+    """A store in a namespace of its own."""
+    engine = Engine.at(url, f"test-{uuid4().hex}")
+    await engine.begin("epoch")
+    return RedisStore(engine, clock)
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,20 @@
 """LogStore, Leases, Tokens: the sequences and memories beside the runs."""
 
+from itertools import accumulate
+
 from spellq.logs import LogEntry
 from spellq.ports import AgentInfo, NewRun, Store, Token
 from spellq.runs import RunSpec, Status
 from tests.clocks import HandClock
+from tests.conformance.conftest import Passing
 
 AGENT = AgentInfo("box.1", "box", {"cpu": 4}, "0.1.0")
 
 
-def lines(clock: HandClock, *texts: str) -> list[LogEntry]:
-    ends = [sum(len(text) + 1 for text in texts[: place + 1]) for place in range(len(texts))]
+def lines(clock: HandClock, *texts: str, after: int = 0) -> list[LogEntry]:
+    """The entries of a command's lines, of which the first begins `after` so many bytes."""
+    ends = accumulate((len(text) + 1 for text in texts), initial=after)
+    next(ends)
     return [
         LogEntry(Status.RUNNING, text, clock.now(), raw_end=end)
         for text, end in zip(texts, ends, strict=True)
@@ -25,7 +30,7 @@ async def run_with_log(store: Store) -> int:
 async def test_offsets_are_dense_whoever_appends(store: Store, clock: HandClock) -> None:
     number = await run_with_log(store)
     assert await store.append(number, lines(clock, "a", "b")) == 3
-    assert await store.append(number, lines(clock, "c")) == 4
+    assert await store.append(number, lines(clock, "c", after=4)) == 4
     assert [entry.log for entry in await store.read(number, 1)] == ["a", "b", "c"]
     assert [entry.log for entry in await store.read(number, 2, 1)] == ["b"]
     assert await store.read(number, 4) == []
@@ -41,10 +46,23 @@ async def test_how_far_the_raw_output_got_is_kept_with_the_append(
     assert await store.log_state(number) == (3, 7)
 
 
+async def test_an_append_that_is_repeated_changes_nothing(store: Store, clock: HandClock) -> None:
+    number = await run_with_log(store)
+    both, told = lines(clock, "a", "b"), [LogEntry(Status.SAVING, "told", clock.now())]
+    assert await store.append(number, both) == 3
+    assert await store.append(number, both) == 3
+    assert await store.append(number, told) == 4
+    assert await store.append(number, both) == 4
+    assert [entry.log for entry in await store.read(number, 1)] == ["a", "b", "told"]
+
+
 async def test_a_long_log_is_read_from_anywhere(store: Store, clock: HandClock) -> None:
     number = await run_with_log(store)
+    reached = 0
     for start in range(0, 5000, 1000):
-        await store.append(number, lines(clock, *(f"line {start + n}" for n in range(1000))))
+        entries = lines(clock, *(f"line {start + n}" for n in range(1000)), after=reached)
+        await store.append(number, entries)
+        reached = entries[-1].raw_end or 0
     for offset in (1, 511, 512, 513, 4097, 5000):
         (entry,) = await store.read(number, offset, 1)
         assert entry.log == f"line {offset - 1}"
@@ -57,13 +75,13 @@ async def test_any_text_comes_back_as_it_was(store: Store, clock: HandClock) -> 
     assert [entry.log for entry in await store.read(number, 1)] == odd
 
 
-async def test_a_lease_lasts_as_long_as_it_is_renewed(store: Store, clock: HandClock) -> None:
-    await store.renew(AGENT, 10)
-    clock.pass_seconds(9)
-    await store.renew(AGENT, 10)
-    clock.pass_seconds(9)
+async def test_a_lease_lasts_as_long_as_it_is_renewed(store: Store, passing: Passing) -> None:
+    await store.renew(AGENT, 2)
+    await passing(1.2)
+    await store.renew(AGENT, 2)
+    await passing(1.2)
     assert await store.agents() == [AGENT]
-    clock.pass_seconds(2)
+    await passing(1.0)
     assert await store.agents() == []
 
 
@@ -81,11 +99,11 @@ async def test_the_renewals_answer_tells_that_something_is_wanted(store: Store) 
 
 
 async def test_the_renewals_answer_tells_that_the_lease_had_run_out(
-    store: Store, clock: HandClock
+    store: Store, passing: Passing
 ) -> None:
     """Nobody could tell the agent anything meanwhile: it has to look for itself."""
-    before = await store.renew(AGENT, 10)
-    clock.pass_seconds(11)
+    before = await store.renew(AGENT, 1)
+    await passing(1.1)
     assert await store.agents() == []
     assert await store.renew(AGENT, 10) != before
 

@@ -10,6 +10,7 @@ from spellq.lifecycle import Advance, Claim, Command, End, Kill, Label, Refused,
 from spellq.ports import Committed, NewRun, RunQuery, Store, UnknownRun
 from spellq.runs import Run, RunSpec, Status, Workflow
 from tests.clocks import HandClock
+from tests.conformance.conftest import Passing
 
 CLAIM = Claim(1, "agent", "cpu-0", "claim")
 RUNNING = Advance(1, Status.RUNNING)
@@ -180,12 +181,12 @@ async def test_deadlines_come_due_and_go_when_met(store: Store, clock: HandClock
 
 
 async def test_what_was_committed_waits_in_the_outbox_until_struck(
-    store: Store, clock: HandClock
+    store: Store, passing: Passing
 ) -> None:
     run = await new_run(store)
     committed = await walk(store, run.id, CLAIM)
     assert await store.unpublished(1.0) == []
-    clock.pass_seconds(1.5)
+    await passing(1.5)
     waiting = await store.unpublished(1.0)
     assert [entry.run.version for entry in waiting] == [1, 2]
     assert waiting[1].logged == committed.logged

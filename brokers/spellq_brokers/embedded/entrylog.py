@@ -8,7 +8,7 @@ import errno
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import islice
@@ -17,7 +17,7 @@ from typing import BinaryIO, Final, Protocol
 
 import msgspec
 
-from spellq.logs import LogEntry
+from spellq.logs import LogEntry, raw_end
 from spellq.runs import Status
 
 _INDEX_BYTES: Final = 1 << 18
@@ -81,7 +81,7 @@ class MemoryEntryLog:
 
     def state(self, number: int) -> tuple[int, int]:
         kept = self._entries.get(number, [])
-        return len(kept), _raw_end(kept)
+        return len(kept), raw_end(kept)
 
     def created(self, number: int) -> None:
         pass
@@ -100,10 +100,6 @@ class MemoryEntryLog:
 
     def close(self) -> None:
         pass
-
-
-def _raw_end(entries: Iterable[LogEntry]) -> int:
-    return max((entry.raw_end for entry in entries if entry.raw_end is not None), default=0)
 
 
 def _decode(line: bytes) -> LogEntry:
@@ -197,7 +193,7 @@ class FileEntryLog:
             self._take_back(number, survey.size)
             raise
         survey.add(len(entries), len(data))
-        survey.raw_end = max(survey.raw_end, _raw_end(entries))
+        survey.raw_end = max(survey.raw_end, raw_end(entries))
         return survey.length
 
     def append_step(self, number: int, entries: Sequence[LogEntry]) -> int:

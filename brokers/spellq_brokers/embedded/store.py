@@ -11,7 +11,7 @@ from anyio import to_thread
 
 from spellq.events import BEGINNING, Cursor, Event, Logged
 from spellq.lifecycle import Command, Step, create, transitions
-from spellq.logs import LogEntry
+from spellq.logs import LogEntry, raw_end
 from spellq.ports import (
     DUE_AT_ONCE,
     AgentInfo,
@@ -362,8 +362,13 @@ class SqliteStore:
     # Logs
 
     async def append(self, number: int, entries: Sequence[LogEntry]) -> int:
+        def append() -> int:
+            length, reached = self._log.state(number)
+            again = 0 < raw_end(entries) <= reached
+            return length if again else self._log.append(number, entries)
+
         def step(transaction: Transaction) -> Callable[[], int]:
-            return lambda: self._log.append(number, entries)
+            return append
 
         return await self._writer.submit(step)
 
