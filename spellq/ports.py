@@ -232,7 +232,7 @@ class EventLog(Protocol):
         """The place after the newest event."""
 
     async def events_after(self, cursor: Cursor, limit: int = 1000) -> list[Logged]:
-        """The events after a cursor, oldest first; none missed.
+        """The events after a cursor, oldest first; none missed of those before the latest `head`.
 
         Raises:
             ValueError: no cursor of this log.

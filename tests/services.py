@@ -5,18 +5,29 @@
 installs what is missing of them, as root on Debian; elsewhere it says what is missing.
 """
 
+import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-PACKAGES: Final = {"redis-server": "redis-server"}
+from anyio.abc import TaskStatus
+
+if TYPE_CHECKING:
+    from spellq_brokers.cluster import RabbitBus
+
+PACKAGES: Final = {"redis-server": "redis-server", "rabbitmq-server": "rabbitmq-server"}
 """The programs of the servers, and the Debian packages they are in."""
+_RABBITMQ: Final = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+"""As Debian has it. What it puts on the path becomes another user."""
 _PLACES: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/usr/local/sbin"
 
 
@@ -74,6 +85,87 @@ def redis_server(*options: str) -> Iterator[RedisServer]:
             server.kill()
 
 
+class RabbitServer:
+    """A RabbitMQ node of our own, with an epmd of its own. It may be killed and started anew."""
+
+    def __init__(self, folder: str, config: str = "") -> None:
+        self.port = free_port()
+        place = Path(folder)
+        (place / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            "log.console = true\nlog.file = false\nlog.console.level = warning\n" + config
+        )
+        (place / "plugins").write_text("[].\n")
+        own = {
+            "HOME": folder,
+            "RABBITMQ_NODENAME": f"spellq{self.port}@localhost",
+            "RABBITMQ_CONFIG_FILE": str(place / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(place / "plugins"),
+            "RABBITMQ_MNESIA_BASE": str(place / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(place / "log"),
+            "RABBITMQ_PID_FILE": str(place / "pid"),
+            "RABBITMQ_DIST_PORT": str(free_port()),
+            "ERL_EPMD_PORT": str(free_port()),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+        self._environment = os.environ | own
+        self.start()
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def start(self) -> None:
+        """Return when it serves, with what it kept."""
+        self._process = _start([_RABBITMQ], "completed with", self._environment)
+
+    def kill(self) -> None:
+        """As by `kill -9`; return when it is gone."""
+        with self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Leave nothing running."""
+        self.kill()
+        subprocess.run(["epmd", "-kill"], env=self._environment, capture_output=True, check=False)
+
+
+@contextmanager
+def rabbit_server(config: str = "") -> Iterator[RabbitServer]:
+    """A RabbitMQ that serves until the end; `config` as in rabbitmq.conf."""
+    with tempfile.TemporaryDirectory(prefix="spellq-rabbit-") as folder:
+        server = RabbitServer(folder, config)
+        try:
+            yield server
+        finally:
+            server.close()
+
+
+@asynccontextmanager
+async def working(bus: "RabbitBus") -> "AsyncIterator[RabbitBus]":
+    """The bus at work, in a task of its own: fixtures begin and end in different ones."""
+    started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(bus.run(task_status=_Started(started)))
+    await asyncio.wait([task, started], return_when=asyncio.FIRST_COMPLETED)
+    try:
+        if task.done():
+            task.result()
+        yield bus
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+class _Started(TaskStatus[None]):
+    def __init__(self, told: "asyncio.Future[None]") -> None:
+        self._told = told
+
+    def started(self, value: None = None) -> None:
+        if not self._told.done():
+            self._told.set_result(None)
+
+
 def free_port() -> int:
     """A port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
@@ -82,14 +174,24 @@ def free_port() -> int:
         return port
 
 
-def _start(command: Sequence[str], ready: str) -> "subprocess.Popen[str]":
+def _start(
+    command: Sequence[str], ready: str, environment: Mapping[str, str] | None = None
+) -> "subprocess.Popen[str]":
     """Return when the server has said that it is ready."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdout is not None
     said = ""
     for line in process.stdout:
         said += line
         if ready in line:
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             return process
     raise RuntimeError(f"{command[0]} did not start: {said}")
 

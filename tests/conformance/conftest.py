@@ -9,11 +9,11 @@ from uuid import uuid4
 import pytest
 
 from spellq.ports import ArtifactStore, Bus, Clock, EventLog, Store
-from spellq_brokers.cluster import RedisStore
+from spellq_brokers.cluster import RabbitBus, RedisStore
 from spellq_brokers.cluster.engine import Engine
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
 from tests.clocks import HandClock
-from tests.services import RedisServer, redis_server
+from tests.services import RabbitServer, RedisServer, rabbit_server, redis_server, working
 
 
 @pytest.fixture
@@ -74,16 +74,37 @@ class Engines:
     bus: Bus
 
 
-@pytest.fixture(params=["embedded"])
-async def engines(clock: HandClock) -> AsyncIterator[Engines]:
-    store = await SqliteStore.in_memory(clock)
-    yield Engines(store, store, InProcessBus())
-    await store.close()
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[RabbitServer]:
+    with rabbit_server() as server:
+        yield server
 
 
-@pytest.fixture(params=["in-process"])
-async def bus() -> Bus:
-    return InProcessBus()
+@pytest.fixture(params=["embedded", "cluster"])
+async def engines(request: pytest.FixtureRequest, clock: HandClock) -> AsyncIterator[Engines]:
+    if request.param == "embedded":
+        store = await SqliteStore.in_memory(clock)
+        yield Engines(store, store, InProcessBus())
+        await store.close()
+        return
+    kept = await redis_store(request.getfixturevalue("redis").url, clock)
+    async with working(rabbit_bus(request.getfixturevalue("rabbit").url)) as bus:
+        yield Engines(kept, bus.log, bus)
+    await kept.close()
+
+
+@pytest.fixture(params=["in-process", "rabbitmq"])
+async def bus(request: pytest.FixtureRequest) -> AsyncIterator[Bus]:
+    if request.param == "in-process":
+        yield InProcessBus()
+        return
+    async with working(rabbit_bus(request.getfixturevalue("rabbit").url)) as bus:
+        yield bus
+
+
+def rabbit_bus(url: str) -> RabbitBus:
+    """A bus in a namespace of its own."""
+    return RabbitBus(url, f"test-{uuid4().hex}", "epoch")
 
 
 @pytest.fixture(params=["disk"])

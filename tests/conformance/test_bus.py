@@ -27,8 +27,10 @@ def committed(number: int) -> Committed:
 
 async def test_tickets_come_in_order_each_to_one_consumer(bus: Bus) -> None:
     await bus.offer(TICKETS)
+    assert [(await take(bus, "cpu")).ticket for _ in TICKETS] == TICKETS
+    await bus.offer(TICKETS)
     deliveries = await asyncio.gather(*(take(bus, "cpu") for _ in TICKETS))
-    assert [delivery.ticket for delivery in deliveries] == TICKETS
+    assert sorted(delivery.ticket.run for delivery in deliveries) == [1, 2, 3, 4, 5]
 
 
 async def test_a_consumer_waits_for_its_own_queue_only(bus: Bus) -> None:
@@ -94,10 +96,10 @@ async def test_every_listener_hears_what_is_published_from_then_on(bus: Bus) -> 
     async with bus.listen() as one, bus.listen() as other:
         await bus.publish([committed(2), committed(3)])
         for listener in (one, other):
-            heard = [logged.event.run for logged in await anext(listener)]
-            while len(heard) < 2:
+            heard: list[int] = []
+            while 3 not in heard:
                 heard += [logged.event.run for logged in await anext(listener)]
-            assert heard == [2, 3]
+            assert heard[-2:] == [2, 3]  # what was on its way before may come, too
 
 
 async def test_hints_reach_their_agent_and_nobody_else(bus: Bus) -> None:

@@ -13,12 +13,13 @@ STEPS = (Claim(1, "agent", "cpu-0", "claim"), Advance(1, Status.RUNNING))
 
 
 async def walk(engines: Engines, count: int) -> list[int]:
-    """So many new runs that are running, each of their steps published."""
+    """So many new runs that are running, each of their steps published and in the log."""
     outbox = Outbox(engines.store, engines.bus)
     numbers = await engines.store.allot("run", count, f"{count} more")
     await outbox.create([NewRun(number, "ada", RunSpec("true")) for number in numbers])
     for number in numbers:
         await outbox.apply(number, *STEPS)
+    await engines.log.head()
     return list(numbers)
 
 

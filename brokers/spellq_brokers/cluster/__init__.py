@@ -1,5 +1,6 @@
 """The adapters of a cluster: Redis keeps the present, RabbitMQ carries events and tickets."""
 
+from spellq_brokers.cluster.bus import RabbitBus
 from spellq_brokers.cluster.store import RedisStore
 
-__all__ = ["RedisStore"]
+__all__ = ["RabbitBus", "RedisStore"]
