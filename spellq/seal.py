@@ -53,6 +53,11 @@ class Sealer:
         return values
 
 
+def make_key() -> bytes:
+    """A fresh key for a new installation."""
+    return ChaCha20Poly1305.generate_key()
+
+
 def load_or_create_key(path: Path) -> bytes:
     """The key in the file at `path` (mode 0600), made when there is none.
 
@@ -64,7 +69,7 @@ def load_or_create_key(path: Path) -> bytes:
     try:
         key = _read_key(path)
         if key is None:
-            key = ChaCha20Poly1305.generate_key()
+            key = make_key()
             write_private(path, key)
     except OSError as error:
         raise UnusableKey(

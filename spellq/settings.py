@@ -3,9 +3,10 @@
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 from msgspec import Struct
 
@@ -13,6 +14,7 @@ from spellq.runs import MASTER_QUEUE, machine_type_key
 from spellq.sizes import parse_size
 
 DEFAULT_PORT: Final = 7735
+DEFAULT_NAMESPACE: Final = "spellq"
 DEFAULT_MASTER_SLOTS: Final = 16
 DEFAULT_MIN_FREE_BYTES: Final = 256 << 20
 LEAST_SLOTS: Final = 4
@@ -115,6 +117,53 @@ def read_settings(
         master_slots=parse_master_slots(setting("SPELLQ_MASTER_SLOTS", None, config), slots),
         min_free_bytes=parse_min_free(setting("SPELLQ_MIN_FREE_BYTES", None, config)),
     )
+
+
+class ClusterSettings(Struct, frozen=True):
+    """The engines of a cluster. URLs hold passwords: they are never shown."""
+
+    amqp_url: str
+    redis_url: str
+    artifacts: Path
+    namespace: str
+
+
+def read_cluster_settings(home: Path) -> ClusterSettings:
+    """
+    Raises:
+        InvalidSetting: the first that is missing or cannot be.
+    """
+    config = read_config(home)
+    return ClusterSettings(
+        amqp_url=_url("SPELLQ_AMQP_URL", config, ("amqp", "amqps"), "amqp://user@host:5672/"),
+        redis_url=_url("SPELLQ_REDIS_URL", config, ("redis", "rediss"), "redis://host:6379/0"),
+        artifacts=_folder(
+            _url("SPELLQ_ARTIFACTS_URL", config, ("file",), "file:///shared/artifacts")
+        ),
+        namespace=setting("SPELLQ_NAMESPACE", None, config) or DEFAULT_NAMESPACE,
+    )
+
+
+def _url(name: str, config: Mapping[str, Any], schemes: Sequence[str], example: str) -> str:
+    value = setting(name, None, config)
+    if value is None:
+        raise InvalidSetting(f"{name} is missing. Set it, for example to {example}.")
+    scheme, colon, _ = value.partition("://")
+    if not colon or scheme not in schemes:
+        known = " or ".join(f"{each}://" for each in schemes)
+        raise InvalidSetting(f"{name} has to begin with {known}, for example {example}.")
+    return value
+
+
+def _folder(url: str) -> Path:
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path))
+    if parts.netloc not in ("", "localhost") or not path.is_absolute():
+        raise InvalidSetting(
+            f"SPELLQ_ARTIFACTS_URL {url[:_SHOWN]!r} names no folder of this machine: it has three "
+            "slashes, as in file:///shared/artifacts."
+        )
+    return path
 
 
 def _is_slots(text: str, least: int) -> bool:

@@ -30,6 +30,8 @@ COMMANDS: Final = {
     "daemon": "daemon",
     "token": "daemon",
     "doctor": "doctor",
+    "server": "cluster",
+    "agent": "cluster",
 }
 """The commands in the order of the help, and the module each is in (imported when needed)."""
 

@@ -118,7 +118,7 @@ def daemon(ready_fd: int | None, port: int | None, machine_types: str | None) ->
 
 
 def _serve(home: Path, machine_types: str | None, port: int | None, ready_fd: int | None) -> None:
-    from spellq.compose import DaemonSettings, serve
+    from spellq.compose.embedded import DaemonSettings, serve
 
     serve(DaemonSettings(home=home, port=port, machine_types=machine_types, ready_fd=ready_fd))
 

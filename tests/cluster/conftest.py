@@ -18,7 +18,7 @@ def redis() -> Iterator[RedisServer]:
 
 async def open_store(redis: RedisServer) -> RedisStore:
     engine = Engine.at(redis.url, "spellq")
-    await engine.begin("first")
+    await engine.begin("first", bytes(32))
     return RedisStore(engine, SystemClock())
 
 

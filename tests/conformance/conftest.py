@@ -61,7 +61,7 @@ def passing(store: Store, clock: HandClock) -> Passing:
 async def redis_store(url: str, clock: Clock) -> RedisStore:
     """A store in a namespace of its own."""
     engine = Engine.at(url, f"test-{uuid4().hex}")
-    await engine.begin("epoch")
+    await engine.begin("epoch", bytes(32))
     return RedisStore(engine, clock)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spellq.compose import DaemonSettings, serve
+from spellq.compose.embedded import DaemonSettings, serve
 from spellq_brokers.embedded import InProcessBus, SqliteStore
 from spellq_brokers.embedded.entrylog import FileEntryLog
 from spellq_brokers.embedded.writer import Transaction

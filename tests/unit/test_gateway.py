@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from litestar.exceptions import WebSocketDisconnect
 
-from spellq.compose import _Starter
+from spellq.compose.embedded import _Starter
 from spellq.control.errors import NotFound
 from spellq.events import Event, EventType
 from spellq.gateway import socket as socket_module

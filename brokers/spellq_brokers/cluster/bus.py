@@ -22,9 +22,11 @@ from spellq_brokers.cluster.link import (
     Channel,
     Connection,
     Link,
+    close,
     delivered,
     together,
     unavailable,
+    whole,
 )
 from spellq_brokers.cluster.stream import ARGUMENTS as STREAM_ARGUMENTS
 from spellq_brokers.cluster.stream import StreamLog
@@ -170,7 +172,7 @@ class RabbitBus:
 
     async def offer(self, tickets: Sequence[Ticket]) -> None:
         for queue in dict.fromkeys(ticket.queue for ticket in tickets):
-            await self._declare_tickets(queue)
+            await whole(self._declare_tickets(queue))
         await together(
             *(
                 self._confirmed("", self._name(f"tickets.{ticket.queue}"), _encode(ticket))
@@ -201,8 +203,7 @@ class RabbitBus:
         try:
             yield source
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await source.drop()
+            await source.drop()
             raise
         await source.leave()
 
@@ -216,12 +217,12 @@ class RabbitBus:
         """
         await self._declare_tickets(queue)
         connection = await self._in.connection()
+
+        async def on_message(message: DeliveredMessage) -> None:
+            take(channel, message)
+
         try:
             channel = await connection.channel()
-
-            async def on_message(message: DeliveredMessage) -> None:
-                take(channel, message)
-
             await channel.basic_qos(prefetch_count=1, timeout=TIMEOUT_SECONDS)
             await channel.basic_consume(
                 self._name(f"tickets.{queue}"), on_message, timeout=TIMEOUT_SECONDS
@@ -249,7 +250,7 @@ class RabbitBus:
         self._readers.append(reader)
         try:
             if len(self._readers) == 1:
-                await self._bind("log")
+                await whole(self._bind("log"))
             yield reader.items()
         finally:
             self._readers.remove(reader)
@@ -272,7 +273,7 @@ class RabbitBus:
                 yield
 
         try:
-            await self._bind(_agent_key(agent))
+            await whole(self._bind(_agent_key(agent)))
             yield items()
         finally:
             waiting.remove(event)
@@ -329,11 +330,13 @@ class _Source:
         """A delivery of a channel that has died comes again."""
         self._waiting = None
         try:
-            self._channel = await self._bus.open_consumer(self._queue, self._put)
+            await whole(self._open_channel())
         except StoreUnavailable as error:
             _log.warning("tickets of %s cannot be had yet: %s", self._queue, error)
             await anyio.sleep(_AGAIN_SECONDS)
-            return
+
+    async def _open_channel(self) -> None:
+        self._channel = await self._bus.open_consumer(self._queue, self._put)
         self._channel.closing.add_done_callback(lambda _: self._changed.set())
 
     def _put(self, channel: Channel, message: DeliveredMessage) -> None:
@@ -343,8 +346,7 @@ class _Source:
     async def drop(self) -> None:
         """What is not acknowledged is offered again."""
         if self._channel is not None:
-            with suppress(*AWAY), anyio.move_on_after(TIMEOUT_SECONDS):
-                await self._channel.close()
+            await close(self._channel)
 
     async def leave(self) -> None:
         """Take part no more. A delivery that is not acknowledged yet still can be."""
@@ -368,10 +370,10 @@ class _Delivery:
         if self.acknowledged:
             return
         self.acknowledged = True
-        with suppress(*AWAY), anyio.move_on_after(TIMEOUT_SECONDS):
+        with suppress(*AWAY):
             await self._channel.basic_ack(self._tag)
-            if self.is_last:
-                await self._channel.close()
+        if self.is_last:
+            await close(self._channel)
 
 
 class _Lengths:

@@ -82,7 +82,7 @@ class Engine:
     def __init__(self, redis: "Redis", keys: Keys) -> None:
         self.keys = keys
         self._redis = redis
-        self._epoch = ""
+        self.epoch = ""
         self._waiting: list[_Call] = []
         self._sending: asyncio.Task[None] | None = None
 
@@ -104,20 +104,25 @@ class Engine:
         )
         return cls(Redis.from_pool(pool), Keys(namespace))
 
-    async def begin(self, epoch: str) -> None:
-        """Have Redis hold an installation, if it holds none; know its epoch.
+    async def begin(self, epoch: str, key: bytes) -> bytes:
+        """Have Redis hold an installation, if it holds none; know its epoch, and return its key.
+
+        `epoch` and `key` are those of one that is made now.
 
         Raises:
             StoreUnavailable: it cannot be reached.
         """
         try:
             if await self._redis.get(self.keys.of_all("epoch")) is None:
-                for key in reversed(self.keys.epochs()):
-                    await self._redis.set(key, epoch, nx=True)
+                await self._redis.set(self.keys.of_all("key"), key, nx=True)
+                for name in reversed(self.keys.epochs()):
+                    await self._redis.set(name, epoch, nx=True)
             held = cast(bytes, await self._redis.get(self.keys.of_all("epoch")))
+            kept = cast(bytes, await self._redis.get(self.keys.of_all("key")))
         except (RedisError, OSError) as error:
             raise _unavailable(error) from error
-        self._epoch = held.decode()
+        self.epoch = held.decode()
+        return kept
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -136,7 +141,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         head = keys[0][: keys[0].index("}") + 1]
         call = _Call(
-            script, [f"{head}:epoch", *keys], [self._epoch, *arguments], loop.create_future()
+            script, [f"{head}:epoch", *keys], [self.epoch, *arguments], loop.create_future()
         )
         self._waiting.append(call)
         if self._sending is None:

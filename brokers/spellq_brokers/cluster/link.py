@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 
 import aio_pika
 import anyio
@@ -16,6 +17,8 @@ from anyio.abc import TaskStatus
 from pamqp.commands import Basic
 
 from spellq.ports import StoreUnavailable
+
+T = TypeVar("T")
 
 TIMEOUT_SECONDS: Final = 5.0
 _HEARTBEAT_SECONDS: Final = 6
@@ -126,3 +129,30 @@ async def together(*steps: Awaitable[Any]) -> None:
     for result in await asyncio.gather(*steps, return_exceptions=True):
         if isinstance(result, BaseException):
             raise result
+
+
+async def whole(step: Coroutine[Any, Any, T]) -> T:
+    """The result of a step that is not cut short: cancelled, we wait for its end first.
+
+    A call to the broker that is cancelled on its way closes its channel without knowing whether it
+    is open, and the broker takes that for an error of the whole connection (aiormq 7.2).
+    """
+    task = asyncio.ensure_future(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()
+        raise
+
+
+async def close(channel: Channel) -> None:
+    """Close it, even while being cancelled; where the link is away, it is closed already."""
+
+    async def step() -> None:
+        await channel.close()
+
+    with suppress(*AWAY):
+        await whole(step())

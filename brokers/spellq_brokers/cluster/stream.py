@@ -17,9 +17,12 @@ from spellq_brokers.cluster.link import (
     AWAY,
     TIMEOUT_SECONDS,
     Channel,
+    Connection,
     Link,
+    close,
     delivered,
     unavailable,
+    whole,
 )
 
 ARGUMENTS: Final[dict[str, Any]] = {
@@ -112,12 +115,12 @@ class StreamLog:
         connection = await self._link.connection()
         try:
             with anyio.fail_after(TIMEOUT_SECONDS):
-                channel = await connection.channel()
+                channel = await whole(_channel(connection))
                 try:
-                    await self._consume(channel, max(after[0], 0), take)
+                    await whole(self._consume(channel, max(after[0], 0), take))
                     await over.wait()
                 finally:
-                    await channel.close()
+                    await close(channel)
         except AWAY as error:
             raise unavailable(error) from error
         return found[:limit]
@@ -197,6 +200,10 @@ class _Mailbox:
             batch, self._waiting = self._waiting, []
             self._filled = anyio.Event()
             yield batch
+
+
+async def _channel(connection: Connection) -> Channel:
+    return await connection.channel()
 
 
 def _message_id(message: DeliveredMessage) -> str:

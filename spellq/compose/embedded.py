@@ -1,4 +1,4 @@
-"""Builds a runtime from settings: the only module that knows every adapter."""
+"""An embedded installation: all of it in one process."""
 
 import json
 import logging
@@ -17,19 +17,19 @@ import msgspec
 from litestar import Litestar
 
 from spellq.clock import SystemClock
+from spellq.compose.refusals import REFUSALS, CannotStart, only_error
 from spellq.control.feed import Feed
 from spellq.control.launch import Launcher
 from spellq.control.outputs import SavedOutputs
 from spellq.control.runs import Runs
 from spellq.control.supervisor import Supervisor
-from spellq.daemon import AlreadyRunning, DaemonFiles, UnusableHome, local_owner
+from spellq.daemon import DaemonFiles, local_owner
 from spellq.files import is_full, no_space
 from spellq.gateway import Services, create_app
 from spellq.gateway.auth import ADMIN, Authenticator
 from spellq.gateway.crowd import most_connections, raise_descriptor_limit
 from spellq.gateway.server import (
     HOST,
-    CannotListen,
     Server,
     leave_on_signal,
     leave_when_idle,
@@ -37,8 +37,8 @@ from spellq.gateway.server import (
 )
 from spellq.outbox import Outbox
 from spellq.ports import Store, StoreUnavailable, Token
-from spellq.seal import Sealer, UnusableKey, load_or_create_key
-from spellq.settings import InvalidSetting, Settings, read_settings, setting
+from spellq.seal import Sealer, load_or_create_key
+from spellq.settings import Settings, read_settings, setting
 from spellq.tokens import make_token, token_hash
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
 from spellq_brokers.embedded.schema import WrongSchema
@@ -61,10 +61,6 @@ class DaemonSettings:
     ready_fd: int | None = None
 
 
-class CannotStart(Exception):
-    """The daemon cannot start; the message says why and what would help."""
-
-
 @dataclass(frozen=True)
 class Runtime:
     """An embedded installation in one process."""
@@ -75,18 +71,7 @@ class Runtime:
     app: Litestar
 
 
-_REFUSALS: Final = (
-    InvalidSetting,
-    AlreadyRunning,
-    CannotListen,
-    CannotStart,
-    UnusableHome,
-    UnusableKey,
-    WrongSchema,
-    StoreUnavailable,
-    OSError,
-)
-"""Errors whose message is all that the user needs to be told."""
+_REFUSALS: Final = (*REFUSALS, WrongSchema)
 
 
 def serve(settings: DaemonSettings) -> None:
@@ -115,19 +100,12 @@ def serve(settings: DaemonSettings) -> None:
             backend_options={"use_uvloop": True},
         )
     except (*_REFUSALS, BaseExceptionGroup) as error:
-        refusal = _only_error(error)
+        refusal = only_error(error)
         if not isinstance(refusal, _REFUSALS):
             raise
         words = _in_words(refusal, settings.home)
         starter.say({"error": words})
         sys.exit(f"ERROR: {words}")
-
-
-def _only_error(error: BaseException) -> BaseException:
-    """What task groups wrapped, if that is a single error."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def _in_words(refusal: BaseException, home: Path) -> str:

@@ -1,0 +1,1 @@
+"""Builds runtimes from settings: the only rooms that know every adapter."""
