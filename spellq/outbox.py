@@ -62,8 +62,6 @@ class Outbox:
         if tickets:
             await self._bus.offer(tickets)
         await self._bus.publish(told)
-        for entry in told:
-            self._bus.log_grew(entry.run.id, entry.log_length)
         for agent in dict.fromkeys(filter(None, map(_asked, told))):
             await self._store.nudge(agent)
             await self._bus.hint(agent)

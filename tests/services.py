@@ -107,6 +107,8 @@ class RabbitServer:
             "RABBITMQ_DIST_PORT": str(free_port()),
             "ERL_EPMD_PORT": str(free_port()),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
+            # No spinning while there is nothing to do: the tests share two cores with it.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
         }
         self._environment = os.environ | own
         self.start()
