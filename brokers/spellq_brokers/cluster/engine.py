@@ -138,15 +138,28 @@ class Engine:
         Raises:
             StoreUnavailable: Redis is away, or cannot serve now.
         """
+        return await self._ask(script, keys, arguments)
+
+    def tell(self, script: Script, keys: Sequence[str], arguments: Sequence[Argument] = ()) -> None:
+        """Call the script before all that is called from now on, and do not wait for it.
+
+        What comes of it is nobody's concern: it may fail.
+        """
+        self._ask(script, keys, arguments).add_done_callback(
+            lambda answer: None if answer.cancelled() else answer.exception()
+        )
+
+    def _ask(
+        self, script: Script, keys: Sequence[str], arguments: Sequence[Argument]
+    ) -> "asyncio.Future[Any]":
         loop = asyncio.get_running_loop()
         head = keys[0][: keys[0].index("}") + 1]
-        call = _Call(
-            script, [f"{head}:epoch", *keys], [self.epoch, *arguments], loop.create_future()
-        )
-        self._waiting.append(call)
+        answer: asyncio.Future[Any] = loop.create_future()
+        known = [self.epoch, *arguments]
+        self._waiting.append(_Call(script, [f"{head}:epoch", *keys], known, answer))
         if self._sending is None:
             self._sending = loop.create_task(self._send())
-        return await call.answer
+        return answer
 
     async def _send(self) -> None:
         try:

@@ -255,12 +255,9 @@ class RedisStore:
                 versions = entry.logged[0].event.version, entry.logged[-1].event.version
                 member = f"{entry.run.id}:{versions[0]}:{versions[1]}"
                 by_shard.setdefault(entry.run.id % SHARDS, []).append(member)
-        await asyncio.gather(
-            *(
-                self._call(self._keys.of_shard(shard, "outbox"), "ZREM", *members)
-                for shard, members in by_shard.items()
-            )
-        )
+        for shard, members in by_shard.items():
+            # Should it fail, the relay publishes once more.
+            self._engine.tell(_CALL, [self._keys.of_shard(shard, "outbox")], ["ZREM", *members])
 
     # Logs
 
