@@ -1,6 +1,5 @@
 """The bus of a cluster: RabbitMQ carries events and tickets."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -9,9 +8,7 @@ from typing import Any, Final
 import anyio
 import msgspec
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import DeliveryError
 from anyio.abc import TaskStatus
-from pamqp.commands import Basic
 
 from spellq.events import Logged
 from spellq.ports import Committed, StoreUnavailable, Ticket, TicketSource
@@ -28,12 +25,11 @@ from spellq_brokers.cluster.link import (
     unavailable,
     whole,
 )
+from spellq_brokers.cluster.publisher import EventBatches, Publisher
 from spellq_brokers.cluster.stream import ARGUMENTS as STREAM_ARGUMENTS
 from spellq_brokers.cluster.stream import StreamLog
 
-_WINDOW: Final = 32
 _TICKETS: Final[dict[str, Any]] = {"x-queue-type": "quorum", "x-delivery-limit": 1_000_000}
-_PERSISTENT: Final = 2
 _AGAIN_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
@@ -54,9 +50,9 @@ class RabbitBus:
         self._out = Link(url, f"{namespace} publishes", [self._declare, self._open_publisher])
         self._in = Link(url, f"{namespace} consumes", [self._hear])
         self.log = StreamLog(self._in, self._name("log"), epoch, self._mark)
-        self._publisher: Channel | None = None
+        self._publisher = Publisher()
+        self._batches = EventBatches(self._send_events)
         self._hinter: Channel | None = None
-        self._window = asyncio.Semaphore(_WINDOW)
         self._declared: set[str] = set()
         self._control: tuple[Channel, str] | None = None
         self._hinted: dict[str, list[anyio.Event]] = {}
@@ -98,7 +94,7 @@ class RabbitBus:
 
     async def _open_publisher(self, connection: Connection) -> None:
         self._declared.clear()
-        self._publisher = await connection.channel(on_return_raises=True)
+        await self._publisher.open(connection)
         self._hinter = await connection.channel(publisher_confirms=False)
 
     async def _hear(self, connection: Connection) -> None:
@@ -124,27 +120,6 @@ class RabbitBus:
             with suppress(*AWAY):
                 await channel.queue_bind(queue, self._name("control"), key, timeout=TIMEOUT_SECONDS)
 
-    async def _confirmed(self, exchange: str, key: str, body: bytes, **properties: Any) -> None:
-        """Publish, and return when the broker owns the message.
-
-        Raises:
-            StoreUnavailable: it is away, or has no place for it.
-        """
-        async with self._window:
-            if self._publisher is None:
-                raise StoreUnavailable("RabbitMQ cannot be used now: not connected")
-            try:
-                await self._publisher.basic_publish(
-                    body,
-                    exchange=exchange,
-                    routing_key=key,
-                    properties=Basic.Properties(delivery_mode=_PERSISTENT, **properties),
-                    mandatory=True,
-                    timeout=TIMEOUT_SECONDS,
-                )
-            except (DeliveryError, *AWAY) as error:
-                raise unavailable(error) from error
-
     # Events
 
     async def publish(self, committed: Sequence[Committed]) -> None:
@@ -154,16 +129,19 @@ class RabbitBus:
         kind = machine_type_key(entry.run.spec.machine_type)
         events = [logged.event for logged in entry.logged]
         keys = [f"run.{event.status}.{kind}.{event.run}" for event in events]
-        await self._confirmed(
+        await self._batches.publish([_encode(event) for event in events], keys)
+
+    async def _send_events(self, body: bytes, keys: list[str]) -> None:
+        await self._publisher.send(
             self._name("events"),
             "events",
-            _encode(events),
-            headers={"CC": list(dict.fromkeys(keys))},
+            body,
+            headers={"CC": keys},
             content_type="application/json",
         )
 
     async def _mark(self, name: str) -> None:
-        await self._confirmed("", self._name("log"), b"", message_id=name)
+        await self._publisher.send("", self._name("log"), b"", message_id=name)
 
     def listen(self) -> AbstractAsyncContextManager[AsyncIterator[Sequence[Logged]]]:
         return self.log.listen()
@@ -175,7 +153,7 @@ class RabbitBus:
             await whole(self._declare_tickets(queue))
         await together(
             *(
-                self._confirmed("", self._name(f"tickets.{ticket.queue}"), _encode(ticket))
+                self._publisher.send("", self._name(f"tickets.{ticket.queue}"), _encode(ticket))
                 for ticket in tickets
             )
         )
