@@ -126,6 +126,7 @@ class ClusterSettings(Struct, frozen=True):
     redis_url: str
     artifacts: Path
     namespace: str
+    unsafe_redis: bool = False
 
 
 def read_cluster_settings(home: Path) -> ClusterSettings:
@@ -141,6 +142,7 @@ def read_cluster_settings(home: Path) -> ClusterSettings:
             _url("SPELLQ_ARTIFACTS_URL", config, ("file",), "file:///shared/artifacts")
         ),
         namespace=setting("SPELLQ_NAMESPACE", None, config) or DEFAULT_NAMESPACE,
+        unsafe_redis=setting("SPELLQ_UNSAFE_REDIS", None, config) is not None,
     )
 
 

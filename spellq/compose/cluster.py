@@ -13,6 +13,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from spellq.clock import SystemClock
+from spellq.compose.refusals import CannotStart
 from spellq.control.feed import Feed
 from spellq.control.launch import Launcher
 from spellq.control.outputs import SavedOutputs
@@ -26,7 +27,7 @@ from spellq.gateway.server import HOST, Server, leave_on_signal, listen
 from spellq.outbox import Outbox
 from spellq.ports import ArtifactStore, Store, Token
 from spellq.seal import Sealer, make_key
-from spellq.settings import ClusterSettings, Settings
+from spellq.settings import ClusterSettings, InvalidSetting, Settings
 from spellq.tokens import token_hash
 from spellq_brokers.cluster import RabbitBus, RedisStore
 from spellq_brokers.cluster.engine import Engine
@@ -95,8 +96,14 @@ def _run(serve: Callable[[], Awaitable[None]]) -> None:
 async def _engines(cluster: ClusterSettings) -> AsyncIterator[tuple[Engines, TaskGroup]]:
     """The engines, working, and the task group they work in."""
     clock = SystemClock()
-    engine = Engine.at(cluster.redis_url, cluster.namespace)
+    engine = _engine(cluster)
     try:
+        dangers = await engine.dangers()
+        if dangers and not cluster.unsafe_redis:
+            raise CannotStart(
+                f"This Redis may lose runs: {'; '.join(dangers)}. "
+                "Or accept that, with SPELLQ_UNSAFE_REDIS=1."
+            )
         key = await engine.begin(secrets.token_hex(4), make_key())
         bus = RabbitBus(cluster.amqp_url, cluster.namespace, engine.epoch)
         store = RedisStore(engine, clock)
@@ -108,6 +115,13 @@ async def _engines(cluster: ClusterSettings) -> AsyncIterator[tuple[Engines, Tas
     finally:
         with anyio.CancelScope(shield=True):
             await engine.close()
+
+
+def _engine(cluster: ClusterSettings) -> Engine:
+    try:
+        return Engine.at(cluster.redis_url, cluster.namespace)
+    except ValueError as error:
+        raise InvalidSetting(f"SPELLQ_REDIS_URL or SPELLQ_NAMESPACE: {error}") from error
 
 
 async def _serve_gateway(

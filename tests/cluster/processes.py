@@ -32,8 +32,9 @@ class Cluster:
         }
         self._processes: dict[str, subprocess.Popen[str]] = {}
 
-    async def start_gateway(self, name: str = "gateway") -> None:
-        await self._start(name, "server", "--port", str(self._port), SPELLQ_ADMIN_TOKEN=TOKEN)
+    async def start_gateway(self, **more: str) -> None:
+        port = str(self._port)
+        await self._start("gateway", "server", "--port", port, SPELLQ_ADMIN_TOKEN=TOKEN, **more)
 
     async def start_agent(self, name: str, machine_type: str = "cpu=2") -> None:
         await self._start(name, "agent", "--machine-type", machine_type)
@@ -71,6 +72,13 @@ class Cluster:
             helper = int(pid.read_text())
             if Path(f"/proc/{helper}/cmdline").exists():
                 os.kill(helper, signal.SIGKILL)
+
+    def refused(self, *arguments: str, **more: str) -> str:
+        """What a process says that does not start."""
+        own = Installation(self._folder / "refused")
+        told = own.spellq(*arguments, cwd=self._folder, **(self._settings | more))
+        assert told.returncode == 1, told
+        return told.stderr
 
     def client(self) -> AsyncClient:
         return AsyncClient(self.url, TOKEN)

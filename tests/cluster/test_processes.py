@@ -114,3 +114,42 @@ async def test_a_broker_that_is_killed_interrupts_nothing(cluster: Cluster) -> N
         another = await client.runs.new(command="true")
         async with asyncio.timeout(40):
             await another.wait_status(*client.runs.FINAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("SPELLQ_AMQP_URL", "", "SPELLQ_AMQP_URL is missing. Set it, for example to amqp://"),
+        ("SPELLQ_AMQP_URL", "http://x", "has to begin with amqp:// or amqps://, for example"),
+        ("SPELLQ_REDIS_URL", "redis://127.0.0.1:1", "Redis cannot be used now: "),
+        ("SPELLQ_REDIS_URL", "redis://127.0.0.1:port", "SPELLQ_REDIS_URL or SPELLQ_NAMESPACE: "),
+        ("SPELLQ_ARTIFACTS_URL", "file://shared", "names no folder of this machine"),
+        ("SPELLQ_NAMESPACE", "{x}", "Invalid namespace '{x}': use letters, digits"),
+    ],
+)
+@pytest.mark.parametrize("command", ["server", "agent"])
+async def test_what_cannot_be_is_one_sentence(
+    tmp_path: Path,
+    redis: RedisServer,
+    rabbit: RabbitServer,
+    command: str,
+    name: str,
+    value: str,
+    words: str,
+) -> None:
+    cluster = Cluster(tmp_path, redis, rabbit)
+    told = await to_thread.run_sync(lambda: cluster.refused(command, **{name: value}))
+    assert told.startswith("ERROR: ")
+    assert words in told
+    assert told.count("\n") <= 3
+
+
+async def test_a_redis_that_would_forget_is_refused_unless_it_is_accepted(
+    tmp_path: Path, rabbit: RabbitServer
+) -> None:
+    with redis_server("--appendonly", "no") as redis:
+        cluster = Cluster(tmp_path, redis, rabbit)
+        told = await to_thread.run_sync(lambda: cluster.refused("server"))
+        assert "This Redis may lose runs: appendonly is no: set it to yes." in told
+        await cluster.start_gateway(SPELLQ_UNSAFE_REDIS="1")
+        await cluster.close()

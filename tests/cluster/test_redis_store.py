@@ -10,7 +10,7 @@ from spellq.lifecycle import Advance, Claim, Kill, Label, Refused
 from spellq.ports import NewRun, StoreUnavailable
 from spellq.runs import Run, RunSpec, Status
 from spellq_brokers.cluster import RedisStore
-from spellq_brokers.cluster.engine import EpochLost
+from spellq_brokers.cluster.engine import Engine, EpochLost
 from tests.services import RedisServer
 
 CLAIM = Claim(1, "agent", "cpu-0", "claim")
@@ -102,3 +102,18 @@ async def test_a_server_without_memory_writes_nothing_by_halves(
         await client.config_set("maxmemory", "0")
     assert await store.get(run.id) == run
     assert (await store.apply(run.id, [CLAIM])).run.version == run.version + 1
+
+
+async def test_a_server_that_would_forget_is_found_out(redis: RedisServer) -> None:
+    engine = Engine.at(redis.url, "spellq")
+    assert await engine.dangers() == []
+    async with Redis.from_url(redis.url) as client:
+        await client.config_set("appendfsync", "everysec")
+        await client.config_set("maxmemory-policy", "allkeys-lru")
+        assert await engine.dangers() == [
+            "appendfsync is everysec: set it to always",
+            "maxmemory-policy is allkeys-lru: set it to noeviction",
+        ]
+        await client.config_set("appendonly", "no")
+        assert (await engine.dangers())[0] == "appendonly is no: set it to yes"
+    await engine.close()

@@ -124,6 +124,36 @@ class Engine:
         self.epoch = held.decode()
         return kept
 
+    async def dangers(self) -> list[str]:
+        """By which settings this Redis may lose what it has acknowledged, and what to set instead.
+
+        Raises:
+            StoreUnavailable: it cannot be reached.
+        """
+        try:
+            persistence = await self._redis.info("persistence")
+            memory = await self._redis.info("memory")
+            flushed = await self._configured("appendfsync")
+        except (RedisError, OSError) as error:
+            raise _unavailable(error) from error
+        found = []
+        if not persistence["aof_enabled"]:
+            found.append("appendonly is no: set it to yes")
+        elif flushed not in (None, "always"):
+            found.append(f"appendfsync is {flushed}: set it to always")
+        policy = memory["maxmemory_policy"]
+        if policy != "noeviction":
+            found.append(f"maxmemory-policy is {policy}: set it to noeviction")
+        return found
+
+    async def _configured(self, name: str) -> str | None:
+        """A setting; None where the server does not let us see it."""
+        try:
+            settings = await self._redis.config_get(name)
+        except ResponseError:
+            return None
+        return str(settings.get(name))
+
     async def close(self) -> None:
         """Let go of the connections."""
         if self._sending is not None:
