@@ -15,6 +15,8 @@ from spellq.files import write_private
 from spellq.version import __version__
 
 _MACHINE_TYPES: Final = "machine-types"
+_AGENT: Final = b"agent"
+"""In the lock file of a home that an agent of a cluster has."""
 
 
 class DaemonRecord(Struct, frozen=True):
@@ -45,8 +47,9 @@ class DaemonFiles:
         self.home = home
         self._lock: int | None = None
 
-    def lock(self) -> None:
-        """
+    def lock(self, *, for_agent: bool = False) -> None:
+        """Be the only one here: a daemon, or an agent of a cluster, for which nobody here waits.
+
         Raises:
             AlreadyRunning: somebody else holds the lock.
             UnusableHome: the folder is another user's, or cannot be made.
@@ -57,8 +60,11 @@ class DaemonFiles:
             fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock())
         except (BlockingIOError, PermissionError) as error:
             os.close(descriptor)
-            raise AlreadyRunning(f"Another spellq daemon runs in {self.home}.") from error
+            raise AlreadyRunning(in_use(self.home)) from error
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, 0)
+        if for_agent:
+            os.write(descriptor, _AGENT)
         self._lock = descriptor
 
     def _make_private(self) -> None:
@@ -141,6 +147,24 @@ def daemon_lives(home: Path) -> bool:
     finally:
         os.close(descriptor)
     return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def agent_lives(home: Path) -> bool:
+    """Whether it is an agent of a cluster that has this home to itself."""
+    try:
+        return (home / "daemon.lock").read_bytes() == _AGENT and daemon_lives(home)
+    except OSError:
+        return False
+
+
+def in_use(home: Path) -> str:
+    """What whoever finds the home taken is told."""
+    if agent_lives(home):
+        return (
+            f"An agent of a cluster runs in {home}. To use its cluster, set SPELLQ_URL and "
+            "SPELLQ_TOKEN; for another spellq on this machine, set SPELLQ_HOME to another folder."
+        )
+    return f"Another spellq daemon runs in {home}."
 
 
 def await_daemon_ready(lock: BinaryIO) -> None:

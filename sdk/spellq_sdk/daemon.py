@@ -25,10 +25,12 @@ import msgspec
 from msgspec import Struct
 
 from spellq.daemon import (
+    agent_lives,
     await_daemon_gone,
     await_daemon_ready,
     daemon_lives,
     forget_machine_types,
+    in_use,
 )
 from spellq.version import __version__
 from spellq_sdk.exceptions import ClientException
@@ -99,6 +101,8 @@ def ensure_daemon(
     if (daemon := find_daemon(home)) and (any_version or daemon.version == __version__):
         return daemon
     _prepare(home)
+    if agent_lives(home):
+        raise ClientException(in_use(home))
     with _start_lock(home):
         daemon = find_daemon(home)
         if daemon and (any_version or daemon.version == __version__):

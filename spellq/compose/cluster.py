@@ -31,6 +31,7 @@ from spellq.settings import ClusterSettings, InvalidSetting, Settings
 from spellq.tokens import token_hash
 from spellq_brokers.cluster import RabbitBus, RedisStore
 from spellq_brokers.cluster.engine import Engine
+from spellq_brokers.cluster.keys import Keys
 from spellq_brokers.embedded import DiskArtifacts
 from spellq_workers.agent import Agent, AgentSettings
 from spellq_workers.machine import LocalMachine
@@ -79,7 +80,7 @@ def run_agent(
         AlreadyRunning, UnusableHome, ValueError, StoreUnavailable: as the message says.
     """
     files = DaemonFiles(home)
-    files.lock()
+    files.lock(for_agent=True)
     _run(lambda: _serve_agent(cluster, home, offer, gateway_url, say))
 
 
@@ -119,9 +120,16 @@ async def _engines(cluster: ClusterSettings) -> AsyncIterator[tuple[Engines, Tas
 
 def _engine(cluster: ClusterSettings) -> Engine:
     try:
-        return Engine.at(cluster.redis_url, cluster.namespace)
+        keys = Keys(cluster.namespace)
     except ValueError as error:
-        raise InvalidSetting(f"SPELLQ_REDIS_URL or SPELLQ_NAMESPACE: {error}") from error
+        raise InvalidSetting(f"{error} It is in SPELLQ_NAMESPACE.") from error
+    try:
+        return Engine.at(cluster.redis_url, keys)
+    except ValueError:  # its message may quote a part of the password
+        raise InvalidSetting(
+            "SPELLQ_REDIS_URL is no URL of a Redis. "
+            "In a password, write / @ : # as %2F %40 %3A %23."
+        ) from None
 
 
 async def _serve_gateway(

@@ -7,6 +7,7 @@ import pytest
 from spellq.clock import SystemClock
 from spellq_brokers.cluster import RedisStore
 from spellq_brokers.cluster.engine import Engine
+from spellq_brokers.cluster.keys import Keys
 from tests.services import RedisServer, redis_server
 
 
@@ -17,7 +18,7 @@ def redis() -> Iterator[RedisServer]:
 
 
 async def open_store(redis: RedisServer) -> RedisStore:
-    engine = Engine.at(redis.url, "spellq")
+    engine = Engine.at(redis.url, Keys("spellq"))
     await engine.begin("first", bytes(32))
     return RedisStore(engine, SystemClock())
 

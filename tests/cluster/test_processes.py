@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from anyio import to_thread
 
+from spellq_sdk.daemon import stop_daemon
 from tests.cluster.processes import Cluster
+from tests.e2e.conftest import Installation
 from tests.services import RabbitServer, RedisServer, rabbit_server, redis_server
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -47,6 +49,20 @@ async def test_a_workflow_by_the_commands_of_one_machine(cluster: Cluster, tmp_p
     assert told.returncode == 0, told.stderr
     assert "Run 3 read: Hello from another run!" in told.stdout
     assert "Run 1 complete" in told.stdout
+
+
+async def test_in_an_agents_home_nobody_waits_for_a_daemon(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    own = Installation(tmp_path / "one")
+    told = await to_thread.run_sync(lambda: own.spellq("ps", cwd=tmp_path))
+    assert told.returncode == 1
+    assert "An agent of a cluster runs in" in told.stderr
+    assert "set SPELLQ_URL" in told.stderr
+    await cluster.end("one")
+    daemon = await to_thread.run_sync(own.start)
+    assert daemon.started
+    await to_thread.run_sync(stop_daemon, own.home)
 
 
 async def test_runs_are_spread_over_agents(cluster: Cluster) -> None:
@@ -122,7 +138,7 @@ async def test_a_broker_that_is_killed_interrupts_nothing(cluster: Cluster) -> N
         ("SPELLQ_AMQP_URL", "", "SPELLQ_AMQP_URL is missing. Set it, for example to amqp://"),
         ("SPELLQ_AMQP_URL", "http://x", "has to begin with amqp:// or amqps://, for example"),
         ("SPELLQ_REDIS_URL", "redis://127.0.0.1:1", "Redis cannot be used now: "),
-        ("SPELLQ_REDIS_URL", "redis://127.0.0.1:port", "SPELLQ_REDIS_URL or SPELLQ_NAMESPACE: "),
+        ("SPELLQ_REDIS_URL", "redis://:se/cret@host", "SPELLQ_REDIS_URL is no URL of a Redis."),
         ("SPELLQ_ARTIFACTS_URL", "file://shared", "names no folder of this machine"),
         ("SPELLQ_NAMESPACE", "{x}", "Invalid namespace '{x}': use letters, digits"),
     ],
@@ -141,6 +157,7 @@ async def test_what_cannot_be_is_one_sentence(
     told = await to_thread.run_sync(lambda: cluster.refused(command, **{name: value}))
     assert told.startswith("ERROR: ")
     assert words in told
+    assert "'se'" not in told  # what urllib takes for a port
     assert told.count("\n") <= 3
 
 

@@ -1,16 +1,19 @@
 """What is Redis's own: several processes at once, a server that dies, one that forgets."""
 
 import asyncio
+from typing import Any
 
 import pytest
 from redis.asyncio import Redis
 
+from spellq.clock import SystemClock
 from spellq.events import fold
 from spellq.lifecycle import Advance, Claim, Kill, Label, Refused
 from spellq.ports import NewRun, StoreUnavailable
 from spellq.runs import Run, RunSpec, Status
 from spellq_brokers.cluster import RedisStore
 from spellq_brokers.cluster.engine import Engine, EpochLost
+from spellq_brokers.cluster.keys import SHARDS, Keys
 from tests.services import RedisServer
 
 CLAIM = Claim(1, "agent", "cpu-0", "claim")
@@ -105,7 +108,7 @@ async def test_a_server_without_memory_writes_nothing_by_halves(
 
 
 async def test_a_server_that_would_forget_is_found_out(redis: RedisServer) -> None:
-    engine = Engine.at(redis.url, "spellq")
+    engine = Engine.at(redis.url, Keys("spellq"))
     assert await engine.dangers() == []
     async with Redis.from_url(redis.url) as client:
         await client.config_set("appendfsync", "everysec")
@@ -117,3 +120,30 @@ async def test_a_server_that_would_forget_is_found_out(redis: RedisServer) -> No
         await client.config_set("appendonly", "no")
         assert (await engine.dangers())[0] == "appendonly is no: set it to yes"
     await engine.close()
+
+
+async def test_an_installation_that_was_made_by_halves_is_made_whole(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever makes it dies in between; all shards have one epoch in the end."""
+    dying = Engine.at(redis.url, Keys("spellq"))
+    really = Redis.set
+    written = 0
+
+    async def write(client: "Redis", *arguments: Any, **named: Any) -> Any:
+        nonlocal written
+        written += 1
+        if written > 5:
+            raise OSError("it died")
+        return await really(client, *arguments, **named)
+
+    monkeypatch.setattr(Redis, "set", write)
+    with pytest.raises(StoreUnavailable):
+        await dying.begin("first", bytes(32))
+    monkeypatch.undo()
+    await dying.close()
+    engine = Engine.at(redis.url, Keys("spellq"))
+    await engine.begin("second", bytes(32))
+    store = RedisStore(engine, SystemClock())
+    assert await asyncio.gather(*(store.get(number) for number in range(SHARDS))) == [None] * SHARDS
+    await store.close()

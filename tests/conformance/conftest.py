@@ -11,6 +11,7 @@ import pytest
 from spellq.ports import ArtifactStore, Bus, Clock, EventLog, Store
 from spellq_brokers.cluster import RabbitBus, RedisStore
 from spellq_brokers.cluster.engine import Engine
+from spellq_brokers.cluster.keys import Keys
 from spellq_brokers.embedded import DiskArtifacts, InProcessBus, SqliteStore
 from tests.clocks import HandClock
 from tests.services import RabbitServer, RedisServer, rabbit_server, redis_server, working
@@ -60,7 +61,7 @@ def passing(store: Store, clock: HandClock) -> Passing:
 
 async def redis_store(url: str, clock: Clock) -> RedisStore:
     """A store in a namespace of its own."""
-    engine = Engine.at(url, f"test-{uuid4().hex}")
+    engine = Engine.at(url, Keys(f"test-{uuid4().hex}"))
     await engine.begin("epoch", bytes(32))
     return RedisStore(engine, clock)
 

@@ -87,11 +87,11 @@ class Engine:
         self._sending: asyncio.Task[None] | None = None
 
     @classmethod
-    def at(cls, url: str, namespace: str) -> "Engine":
+    def at(cls, url: str, keys: Keys) -> "Engine":
         """Not connected yet.
 
         Raises:
-            ValueError: no URL of a Redis, or no namespace.
+            ValueError: no URL of a Redis.
         """
         pool = BlockingConnectionPool.from_url(
             url,
@@ -102,12 +102,13 @@ class Engine:
             retry=Retry(NoBackoff(), 0),  # whoever asks knows best what to repeat
             driver_info=None,  # telling it would read files at each connect
         )
-        return cls(Redis.from_pool(pool), Keys(namespace))
+        return cls(Redis.from_pool(pool), keys)
 
     async def begin(self, epoch: str, key: bytes) -> bytes:
         """Have Redis hold an installation, if it holds none; know its epoch, and return its key.
 
-        `epoch` and `key` are those of one that is made now.
+        `epoch` and `key` are those of one that is made now. Of several who make it at once, or one
+        after another that died half-way, the first decides.
 
         Raises:
             StoreUnavailable: it cannot be reached.
@@ -115,8 +116,10 @@ class Engine:
         try:
             if await self._redis.get(self.keys.of_all("epoch")) is None:
                 await self._redis.set(self.keys.of_all("key"), key, nx=True)
+                await self._redis.set(self.keys.of_all("founded"), epoch, nx=True)
+                first = cast(bytes, await self._redis.get(self.keys.of_all("founded")))
                 for name in reversed(self.keys.epochs()):
-                    await self._redis.set(name, epoch, nx=True)
+                    await self._redis.set(name, first, nx=True)
             held = cast(bytes, await self._redis.get(self.keys.of_all("epoch")))
             kept = cast(bytes, await self._redis.get(self.keys.of_all("key")))
         except (RedisError, OSError) as error:

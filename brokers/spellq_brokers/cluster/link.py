@@ -38,17 +38,13 @@ _log = logging.getLogger(__name__)
 class Link:
     """One connection. `prepare` is called with each new one, before anybody else gets it."""
 
-    def __init__(self, url: str, name: str, prepare: Sequence[Prepare] = ()) -> None:
+    def __init__(self, url: str, name: str, prepare: Sequence[Prepare]) -> None:
         self._url = url
         self._name = name
-        self._prepare = [*prepare]
+        self._prepare = prepare
         self._connection: Connection | None = None
         self._connected = anyio.Event()
         self._lost = anyio.Event()
-
-    def on_connect(self, prepare: Prepare) -> None:
-        """Call it with each connection from the next one on."""
-        self._prepare.append(prepare)
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep the connection until cancelled; started once there is one."""
